@@ -1,0 +1,375 @@
+"""`config.pbtxt`, Triton's model configuration and the only one Slipway has.
+
+It is parsed with the protobuf classes that `tritonclient` ships. A field that Slipway does not
+honour refuses to load with its name, so no setting is ever silently without effect.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from google.protobuf.message import Message
+from tritonclient.grpc import model_config_pb2
+
+from serving.errors import ConfigError
+from serving.types import DYNAMIC, NUMPY_TYPES, TensorSpec
+
+CONFIG_FILE = "config.pbtxt"
+
+# Message type -> its fields that have an effect here.
+_HONOURED: Mapping[str, frozenset[str]] = {
+    "ModelConfig": frozenset(
+        {
+            "name",
+            "platform",
+            "backend",
+            "version_policy",
+            "max_batch_size",
+            "input",
+            "output",
+            "dynamic_batching",
+            "instance_group",
+            "default_model_filename",
+            "parameters",
+        }
+    ),
+    "ModelInput": frozenset({"name", "data_type", "dims"}),
+    "ModelOutput": frozenset({"name", "data_type", "dims", "label_filename"}),
+    "ModelVersionPolicy": frozenset({"latest", "all", "specific"}),
+    "Latest": frozenset({"num_versions"}),
+    "All": frozenset(),
+    "Specific": frozenset({"versions"}),
+    "ModelInstanceGroup": frozenset({"name", "kind", "count"}),
+    "ModelDynamicBatching": frozenset(
+        {
+            "preferred_batch_size",
+            "max_queue_delay_microseconds",
+            "priority_levels",
+            "default_priority_level",
+            "default_queue_policy",
+            "priority_queue_policy",
+        }
+    ),
+    "ModelQueuePolicy": frozenset(
+        {
+            "timeout_action",
+            "default_timeout_microseconds",
+            "allow_timeout_override",
+            "max_queue_size",
+        }
+    ),
+    "ModelParameter": frozenset({"string_value"}),
+}
+
+
+class InstanceKind(Enum):
+    """Where a model's instances run. AUTO is a GPU if the engine can use one, else the CPU."""
+
+    AUTO = "KIND_AUTO"
+    CPU = "KIND_CPU"
+    GPU = "KIND_GPU"
+
+
+class TimeoutAction(Enum):
+    """What becomes of a request whose time in the queue is up."""
+
+    REJECT = "REJECT"
+    DELAY = "DELAY"
+
+
+@dataclass(frozen=True)
+class QueuePolicy:
+    """What one priority level's queue grants a request. 0 means "no limit" throughout."""
+
+    max_queue_size: int = 0
+    timeout_s: float = 0.0
+    timeout_action: TimeoutAction = TimeoutAction.REJECT
+    allow_timeout_override: bool = False
+    """A request may ask for a timeout of its own, if it is shorter."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """`dynamic_batching`: which requests may share a run, and for how long one waits for others."""
+
+    preferred_batch_sizes: tuple[int, ...] = ()
+    max_queue_delay_s: float = 0.0
+    priority_levels: int = 0
+    """Levels are 1 (first served) to this; 0 means one level, and requests cannot choose."""
+    default_priority_level: int = 0
+    default_policy: QueuePolicy = QueuePolicy()
+    policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
+
+    def policy(self, level: int) -> QueuePolicy:
+        return self.policies.get(level, self.default_policy)
+
+
+@dataclass(frozen=True)
+class VersionPolicy:
+    """Which of the version directories are served."""
+
+    latest: int = 1
+    specific: tuple[int, ...] | None = None
+    """When given, exactly these, and `latest` has no effect."""
+
+    def choose(self, available: list[int]) -> list[int]:
+        if self.specific is not None:
+            return sorted(self.specific)
+        return sorted(available)[-self.latest :]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model's configuration, checked. `inputs` and `outputs` include the batch dimension."""
+
+    name: str
+    backend: str
+    platform: str
+    max_batch_size: int
+    """Rows that one run may have; 0 means that the model has no batch dimension."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batching: Batching | None
+    instance_count: int
+    instance_kind: InstanceKind
+    version_policy: VersionPolicy
+    model_filename: str
+    parameters: Mapping[str, str]
+    label_files: Mapping[str, str]
+    """Output name -> file of labels, relative to the model directory."""
+    message: Message
+    """The protobuf message, with the defaults filled in, for callers who ask for the config."""
+
+    @property
+    def task(self) -> str | None:
+        return self.parameters.get("task")
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read and check one `config.pbtxt`.
+
+    Raises `ConfigError`: one sentence with the file, the line and the field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    return _Reader(path, text).read()
+
+
+class _Reader:
+    """Turns one file into a `ModelConfig`, with the file and line at hand for complaints."""
+
+    def __init__(self, path: Path, text: str):
+        self._path = path
+        self._text = text
+
+    def read(self) -> ModelConfig:
+        message = model_config_pb2.ModelConfig()
+        try:
+            text_format.Parse(self._text, message)
+        except text_format.ParseError as error:
+            raise ConfigError(f"{self._path}:{_without_position(error)}") from error
+        for name, reason in _unsupported(message):
+            raise self._error(name, reason)
+
+        directory_name = self._path.parent.name
+        if message.name not in ("", directory_name):
+            raise self._error(
+                "name", f"must equal its directory's name {directory_name!r}, got {message.name!r}"
+            )
+        message.name = directory_name
+        batched = message.max_batch_size > 0
+        if message.max_batch_size < 0:
+            raise self._error("max_batch_size", f"must be 0 or more, got {message.max_batch_size}")
+        kind, count = self._instances(message)
+        config = ModelConfig(
+            name=message.name,
+            backend=self._backend(message),
+            platform=message.platform,
+            max_batch_size=message.max_batch_size,
+            inputs=self._tensors("input", message.input, batched),
+            outputs=self._tensors("output", message.output, batched),
+            batching=self._batching(message),
+            instance_count=count,
+            instance_kind=kind,
+            version_policy=self._version_policy(message.version_policy),
+            model_filename=self._filename(message),
+            parameters={key: value.string_value for key, value in message.parameters.items()},
+            label_files={
+                output.name: self._contained("label_filename", output.label_filename)
+                for output in message.output
+                if output.label_filename
+            },
+            message=message,
+        )
+        _fill_defaults(message, config)
+        return config
+
+    def _error(self, name: str, problem: str) -> ConfigError:
+        """A complaint about a field, at the line where its last component is first written."""
+        leaf = re.escape(name.rsplit(".", 1)[-1].partition("[")[0])
+        found = re.search(rf"^[^#\n]*?\b{leaf}\b", self._text, re.MULTILINE)
+        line = f":{self._text.count(chr(10), 0, found.end()) + 1}" if found else ""
+        return ConfigError(f"{self._path}{line}: {name} {problem}")
+
+    def _backend(self, message: Any) -> str:
+        if message.backend:
+            return str(message.backend)
+        if message.platform == "onnxruntime_onnx":
+            message.backend = "onnxruntime"
+            return "onnxruntime"
+        if message.platform:
+            raise self._error(
+                "platform", f"{message.platform!r} is not supported; set backend instead"
+            )
+        raise self._error("backend", 'is required, for example backend: "onnxruntime"')
+
+    def _tensors(self, group: str, tensors: Any, batched: bool) -> tuple[TensorSpec, ...]:
+        specs: dict[str, TensorSpec] = {}
+        for index, tensor in enumerate(tensors):
+            where = f"{group}[{index}]"
+            if not tensor.name:
+                raise self._error(f"{where}.name", "is required")
+            if tensor.name in specs:
+                raise self._error(f"{where}.name", f"{tensor.name!r} is declared twice")
+            enum_name = model_config_pb2.DataType.Name(tensor.data_type)
+            datatype = enum_name.removeprefix("TYPE_").replace("STRING", "BYTES")
+            if datatype not in NUMPY_TYPES:
+                raise self._error(f"{where}.data_type", f"{enum_name} is not supported")
+            if not tensor.dims and not batched:
+                raise self._error(f"{where}.dims", "is required")
+            if any(size < 1 and size != DYNAMIC for size in tensor.dims):
+                raise self._error(
+                    f"{where}.dims", f"must be 1 or more, or -1, got {list(tensor.dims)}"
+                )
+            shape = (DYNAMIC, *tensor.dims) if batched else tuple(tensor.dims)
+            specs[tensor.name] = TensorSpec(tensor.name, datatype, shape)
+        if not specs:
+            raise self._error(group, "is required: the model declares none")
+        return tuple(specs.values())
+
+    def _instances(self, message: Any) -> tuple[InstanceKind, int]:
+        if not message.instance_group:
+            return InstanceKind.AUTO, 1
+        if len(message.instance_group) > 1:
+            raise self._error("instance_group", "may be given once")
+        group = message.instance_group[0]
+        kind = model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind)
+        if kind not in {member.value for member in InstanceKind}:
+            raise self._error("instance_group.kind", f"{kind} is not supported")
+        if group.count < 0:
+            raise self._error("instance_group.count", f"must be 1 or more, got {group.count}")
+        return InstanceKind(kind), group.count or 1
+
+    def _batching(self, message: Any) -> Batching | None:
+        if not message.HasField("dynamic_batching"):
+            return None
+        batching = message.dynamic_batching
+        if message.max_batch_size == 0:
+            raise self._error("dynamic_batching", "needs max_batch_size of 1 or more")
+        preferred = tuple(sorted(set(batching.preferred_batch_size)))
+        if any(not 1 <= size <= message.max_batch_size for size in preferred):
+            raise self._error(
+                "dynamic_batching.preferred_batch_size",
+                f"must lie between 1 and max_batch_size {message.max_batch_size},"
+                f" got {list(batching.preferred_batch_size)}",
+            )
+        levels, default_level = batching.priority_levels, batching.default_priority_level
+        if levels and not 1 <= default_level <= levels:
+            raise self._error(
+                "dynamic_batching.default_priority_level",
+                f"must lie between 1 and priority_levels {levels}, got {default_level}",
+            )
+        for level in batching.priority_queue_policy:
+            if not 1 <= level <= levels:
+                raise self._error(
+                    "dynamic_batching.priority_queue_policy",
+                    f"has key {level}; must lie between 1 and priority_levels {levels}",
+                )
+        return Batching(
+            preferred_batch_sizes=preferred,
+            max_queue_delay_s=batching.max_queue_delay_microseconds / 1e6,
+            priority_levels=levels,
+            default_priority_level=default_level,
+            default_policy=_queue_policy(batching.default_queue_policy),
+            policies={
+                level: _queue_policy(policy)
+                for level, policy in batching.priority_queue_policy.items()
+            },
+        )
+
+    def _version_policy(self, policy: Any) -> VersionPolicy:
+        choice = policy.WhichOneof("policy_choice")
+        if choice == "specific":
+            if not policy.specific.versions or min(policy.specific.versions) < 1:
+                raise self._error("version_policy.specific.versions", "must list positive numbers")
+            return VersionPolicy(specific=tuple(policy.specific.versions))
+        if choice == "all":
+            return VersionPolicy(latest=2**31)
+        return VersionPolicy(latest=policy.latest.num_versions or 1)
+
+    def _filename(self, message: Any) -> str:
+        if not message.default_model_filename:
+            return "model.onnx"
+        return self._contained("default_model_filename", message.default_model_filename)
+
+    def _contained(self, name: str, filename: str) -> str:
+        parts = Path(filename).parts
+        if "\0" in filename or ".." in parts or Path(filename).is_absolute():
+            raise self._error(name, f"must stay inside the model directory, got {filename!r}")
+        return filename
+
+
+def _unsupported(message: Message, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every field that is set and not honoured, as (name, why)."""
+    honoured = _HONOURED[message.DESCRIPTOR.name]
+    for descriptor, value in message.ListFields():
+        name = prefix + descriptor.name
+        if descriptor.name not in honoured:
+            yield name, "is not supported by this server"
+        elif descriptor.message_type is not None:
+            for child in _messages(descriptor, value):
+                yield from _unsupported(child, f"{name}.")
+
+
+def _messages(descriptor: Any, value: Any) -> Iterator[Message]:
+    if descriptor.message_type.GetOptions().map_entry:
+        yield from value.values()
+    elif isinstance(value, Message):
+        yield value
+    else:
+        yield from value
+
+
+def _queue_policy(policy: Any) -> QueuePolicy:
+    action = model_config_pb2.ModelQueuePolicy.TimeoutAction.Name(policy.timeout_action)
+    return QueuePolicy(
+        max_queue_size=policy.max_queue_size,
+        timeout_s=policy.default_timeout_microseconds / 1e6,
+        timeout_action=TimeoutAction(action),
+        allow_timeout_override=policy.allow_timeout_override,
+    )
+
+
+def _without_position(error: text_format.ParseError) -> str:
+    """`line: message`, from a text that protobuf begins with "line:column : "."""
+    return re.sub(r"^(\d+):\d+ : ", r"\1: ", str(error))
+
+
+def _fill_defaults(message: Any, config: ModelConfig) -> None:
+    """Write into the message what was left open, as Triton does before it shows a config."""
+    if not message.version_policy.WhichOneof("policy_choice"):
+        message.version_policy.latest.num_versions = 1
+    if not message.instance_group:
+        message.instance_group.add()
+    group = message.instance_group[0]
+    group.name = group.name or config.name
+    group.count = config.instance_count
+    message.default_model_filename = config.model_filename

@@ -1,0 +1,86 @@
+"""Everything that can go wrong, named once.
+
+SlipwayError
+├── RequestError              the caller must change something
+│   ├── InvalidRequest        a field is wrong; the message names it
+│   ├── TooLarge              over a size limit
+│   ├── NotFound              no such model or version
+│   └── Unsupported           the protocol has it, this server or model does not
+├── Unserved                  a good request got no answer; it may be sent again
+│   ├── Overloaded            refused: the queue is full
+│   ├── Expired               its time ran out while it waited
+│   ├── Cancelled             the caller went away
+│   └── Unavailable           the model or the server is not ready
+├── InferenceFailed           the model failed while it computed
+└── OperatorError             the person who runs the server must change something
+    ├── ConfigError           config.pbtxt: file, line, field
+    └── ModelLoadError        a model version that cannot be loaded
+
+Codes are ours. Each front owns one table from code to its own status.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SlipwayError(Exception):
+    """Base of all; `code` is what fronts map and metrics count."""
+
+    code: ClassVar[str] = "internal"
+
+
+class RequestError(SlipwayError):
+    code = "invalid_argument"
+
+
+class InvalidRequest(RequestError):
+    code = "invalid_argument"
+
+
+class TooLarge(RequestError):
+    code = "too_large"
+
+
+class NotFound(RequestError):
+    code = "not_found"
+
+
+class Unsupported(RequestError):
+    code = "unsupported"
+
+
+class Unserved(SlipwayError):
+    code = "unavailable"
+
+
+class Overloaded(Unserved):
+    code = "overloaded"
+
+
+class Expired(Unserved):
+    code = "expired"
+
+
+class Cancelled(Unserved):
+    code = "cancelled"
+
+
+class Unavailable(Unserved):
+    code = "unavailable"
+
+
+class InferenceFailed(SlipwayError):
+    code = "internal"
+
+
+class OperatorError(SlipwayError):
+    code = "internal"
+
+
+class ConfigError(OperatorError):
+    pass
+
+
+class ModelLoadError(OperatorError):
+    pass

@@ -1,0 +1,101 @@
+"""What passes between a front and a model: tensors, their specs, and when things happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Tensors = dict[str, Array]
+Parameter = str | int | float | bool
+
+DYNAMIC = -1
+"""A dimension whose size each request chooses."""
+
+# Open Inference Protocol datatype -> the numpy type that carries it. BYTES elements are `bytes`.
+NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BYTES": np.dtype(np.object_),
+}
+DATATYPES: Mapping[np.dtype[Any], str] = {dtype: name for name, dtype in NUMPY_TYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a model, as a caller sees it.
+
+    `shape` includes the batch dimension (as `DYNAMIC`) when the model batches.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def admits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape fits."""
+        return len(shape) == len(self.shape) and all(
+            want in (DYNAMIC, got) for want, got in zip(self.shape, shape, strict=True)
+        )
+
+
+@dataclass(slots=True)
+class Stamps:
+    """When one request reached each stage, in seconds of the monotonic clock; 0 is "not reached".
+
+    Metrics, traces and response timings are all derived from these.
+    """
+
+    received: float = 0.0
+    queued: float = 0.0
+    batched: float = 0.0
+    """Chosen for a batch; the wait in the queue ends."""
+    started: float = 0.0
+    """Inputs stacked; the engine starts."""
+    computed: float = 0.0
+    """The engine returned."""
+    answered: float = 0.0
+    """The outputs were cut into rows and handed back."""
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """One call for a prediction, whatever protocol it came by.
+
+    `inputs` keeps the caller's tensors with their batch dimension. `outputs` names what is wanted;
+    empty means everything. `timeout_s` and `priority` are the caller's wishes (0 is "none"): the
+    model's queue policy decides what they are worth.
+    """
+
+    model_name: str
+    inputs: Tensors
+    model_version: str = ""
+    outputs: tuple[str, ...] = ()
+    id: str = ""
+    priority: int = 0
+    timeout_s: float = 0.0
+    stamps: Stamps = field(default_factory=Stamps)
+
+
+@dataclass(slots=True)
+class InferResponse:
+    """The answer: output tensors by name, in the model's order."""
+
+    model_name: str
+    model_version: str
+    outputs: Tensors
+    id: str = ""
