@@ -1,0 +1,180 @@
+"""Drives the batching policy with the event loop: the only place that waits for instances."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+
+from serving.engines.base import Engine
+from serving.errors import Expired, InferenceFailed, Unavailable
+from serving.scheduling.batch import split, stack
+from serving.scheduling.policy import BatchPolicy, Ticket
+from serving.types import InferRequest, Tensors
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Entry(Ticket):
+    request: InferRequest
+    answer: asyncio.Future[Tensors]
+
+
+class DynamicScheduler:
+    """Batches concurrent requests for one engine.
+
+    Every request that `infer` accepts gets exactly one outcome: it returns, or it raises
+    `Expired`, `InferenceFailed`, `Unavailable` (stopped meanwhile) or, for a caller that goes
+    away, `asyncio.CancelledError`. None of these touches another request of the same batch.
+
+    `batches` says whether the tensors have a batch dimension; `on_run` is told the number of rows
+    of every run of the engine.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: BatchPolicy[_Entry],
+        *,
+        instances: int,
+        batches: bool,
+        on_run: Callable[[int], None],
+    ):
+        self._engine = engine
+        self._policy = policy
+        self._free_instances = instances
+        self._batches = batches
+        self._on_run = on_run
+        self._runs: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._loop = asyncio.get_running_loop()
+        self._decision_is_due = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def depth(self) -> int:
+        """Requests that wait, not counting those in a running batch."""
+        return len(self._policy)
+
+    async def infer(self, request: InferRequest, rows: int) -> Tensors:
+        """Wait for a batch, run in it, return this request's rows of every output."""
+        if self._stopping:
+            raise Unavailable(f"model {request.model_name!r} is being unloaded")
+        entry = _Entry(
+            request=request,
+            answer=self._loop.create_future(),
+            rows=rows,
+            shape_key=tuple((name, tensor.shape[1:]) for name, tensor in request.inputs.items()),
+            priority=request.priority,
+            timeout_s=request.timeout_s,
+        )
+        request.stamps.queued = now = monotonic()
+        self._policy.add(entry, now)
+        self._idle.clear()
+        self._decide_soon()
+        try:
+            return await entry.answer
+        except asyncio.CancelledError:
+            self._policy.discard(entry)
+            if not entry.answer.cancelled():
+                entry.answer.exception()  # seen, and of no use to anyone any more
+            self._decide_soon()
+            raise
+
+    async def stop(self, grace_s: float = math.inf) -> None:
+        """Refuse new requests, finish the accepted ones; after `grace_s` fail those that wait.
+
+        A run of the engine cannot be interrupted and is always awaited.
+        """
+        self._stopping = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if grace_s == math.inf else grace_s):
+                await self._idle.wait()
+        for entry in self._policy.clear():
+            _fail(entry, Unavailable("the server stopped before this request's turn"))
+        if self._runs:
+            await asyncio.wait(self._runs)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _decide_soon(self) -> None:
+        """Decide once in the next turn of the loop, when all that came in this one is queued."""
+        if not self._decision_is_due:
+            self._decision_is_due = True
+            self._loop.call_soon(self._decide)
+
+    def _decide(self) -> None:
+        self._decision_is_due = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while True:
+            now = monotonic()
+            decision = self._policy.decide(now, instance_is_free=self._free_instances > 0)
+            for entry in decision.expired:
+                _fail(entry, Expired("Request timeout expired while it waited in the queue"))
+            if not decision.batch:
+                break
+            self._start(decision.batch, now)
+        if decision.wake_at < math.inf:
+            self._timer = self._loop.call_later(max(0.0, decision.wake_at - now), self._decide)
+        if not self._runs and not len(self._policy):
+            self._idle.set()
+
+    def _start(self, batch: list[_Entry], now: float) -> None:
+        self._free_instances -= 1
+        for entry in batch:
+            entry.request.stamps.batched = now
+        task = self._loop.create_task(self._occupy_instance(batch))
+        self._runs.add(task)
+        task.add_done_callback(self._instance_is_free)
+
+    def _instance_is_free(self, task: asyncio.Task[None]) -> None:
+        self._runs.discard(task)
+        self._free_instances += 1
+        self._decide_soon()
+
+    async def _occupy_instance(self, batch: list[_Entry]) -> None:
+        error = await self._run(batch)
+        if error is None:
+            return
+        if len(batch) > 1:
+            # One request's values may be what the model cannot bear: only that one shall fail.
+            for entry in batch:
+                if not entry.answer.done() and (alone := await self._run([entry])) is not None:
+                    _fail(entry, alone)
+        else:
+            _fail(batch[0], error)
+
+    async def _run(self, batch: list[_Entry]) -> InferenceFailed | None:
+        """Run one batch and hand out its rows, or return why that failed."""
+        rows = [entry.rows for entry in batch]
+        try:
+            inputs = stack([entry.request.inputs for entry in batch])
+            started = monotonic()
+            outputs = await self._engine.infer(inputs)
+            computed = monotonic()
+            parts = split(outputs, rows) if self._batches else [outputs]
+        except InferenceFailed as error:
+            return error
+        except Exception as error:
+            failure = InferenceFailed(str(error))
+            failure.__cause__ = error
+            return failure
+        self._on_run(sum(rows))
+        answered = monotonic()
+        for entry, part in zip(batch, parts, strict=True):
+            stamps = entry.request.stamps
+            stamps.started, stamps.computed, stamps.answered = started, computed, answered
+            if not entry.answer.done():
+                entry.answer.set_result(part)
+        return None
+
+
+def _fail(entry: _Entry, error: Exception) -> None:
+    if not entry.answer.done():
+        entry.answer.set_exception(error)
