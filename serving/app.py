@@ -1,0 +1,150 @@
+"""One process: put together, started, run until a signal, stopped without losing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+from time import monotonic
+
+import structlog
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from serving.errors import OperatorError
+from serving.fronts.http import build_http
+from serving.fronts.metrics import build_metrics
+from serving.fronts.v2_grpc import build_grpc
+from serving.observability.metrics import Metrics
+from serving.server import Server
+from serving.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Raises `OperatorError` if it cannot start."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stop = _stop_event()
+    app = _App(settings)
+    await app.startup()
+    await stop.wait()
+    await app.shutdown()
+
+
+class _App:
+    """Must be made inside the event loop: gRPC's server belongs to the loop it is made in."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._server = Server(Metrics(), strict_readiness=settings.strict_readiness)
+        self._http: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
+        self._grpc = build_grpc(self._server, max_message_bytes=settings.max_input_bytes)
+
+    async def startup(self) -> None:
+        settings = self._settings
+        sockets = [
+            _listen(settings.host, port) for port in (settings.http_port, settings.metrics_port)
+        ]
+        grpc_port = self._bind_grpc()
+        failures = await self._server.load(settings.model_repository)
+        if failures and settings.exit_on_error:
+            await self._server.close()
+            raise OperatorError("\n".join(str(failure) for failure in failures))
+        apps: list[ASGIApp] = [
+            build_http(self._server, max_body_bytes=settings.max_input_bytes),
+            build_metrics(self._server.metrics.registry),
+        ]
+        for app, listener in zip(apps, sockets, strict=True):
+            await self._start_http(app, listener)
+        await self._grpc.start()
+        http_port, metrics_port = (listener.getsockname()[1] for listener in sockets)
+        log.info(
+            "serving",
+            host=settings.host,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+        )
+
+    async def shutdown(self) -> None:
+        """Staged and bounded: not ready, finish what is in flight, stop listening, unload."""
+        deadline = monotonic() + self._settings.exit_timeout_s
+        log.info("draining")
+        await self._server.drain(_until(deadline))
+        for http, _ in self._http:
+            http.config.timeout_graceful_shutdown = round(_until(deadline)) or 1
+            http.should_exit = True
+        await self._grpc.stop(_until(deadline))
+        await asyncio.gather(*(task for _, task in self._http))
+        await self._server.close(_until(deadline))
+        log.info("stopped")
+
+    async def _start_http(self, app: ASGIApp, listener: socket.socket) -> None:
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # Longer than clients keep theirs, so that it is they who close an idle connection.
+            timeout_keep_alive=75,
+        )
+        http = _Uvicorn(config)
+        task = asyncio.create_task(http.serve(sockets=[listener]))
+        self._http.append((http, task))
+        while not http.started and not task.done():  # noqa: ASYNC110 - uvicorn offers no event
+            await asyncio.sleep(0.001)
+
+    def _bind_grpc(self) -> int:
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        try:
+            return self._grpc.add_insecure_port(f"{host}:{self._settings.grpc_port}")
+        except RuntimeError as error:
+            raise OperatorError(
+                f"cannot listen on {host}:{self._settings.grpc_port} for gRPC:"
+                " the address is in use or not one of this machine's"
+            ) from error
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the process, which has more to stop than this listener."""
+        yield
+
+
+def _stop_event() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; a second one ends the process as it always did."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OperatorError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def _until(deadline: float) -> float:
+    return max(0.0, deadline - monotonic())

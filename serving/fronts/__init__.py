@@ -1,0 +1,1 @@
+"""Wire formats. A front translates a request into `InferRequest` and a response back; no more."""

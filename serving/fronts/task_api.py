@@ -1,0 +1,94 @@
+"""POST /models/{name}: a model asked in its task's own terms, as Hugging Face Inference does."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ValidationError
+
+from serving.errors import InvalidRequest, Unsupported
+from serving.fronts.asgi import read_body
+from serving.server import Server
+from serving.tasks import Task
+from serving.types import InferRequest
+
+_BODY: Mapping[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "inputs": {"type": "string", "format": "byte"},
+                        "parameters": {"type": "object"},
+                    },
+                }
+            },
+        },
+    }
+}
+
+
+def router(server: Server, max_body_bytes: int) -> APIRouter:
+    routes = APIRouter(tags=["Tasks"])
+
+    @routes.post("/models/{name}", openapi_extra=dict(_BODY))
+    async def predict(name: str, request: Request) -> Any:
+        """Ask a model in its task's own terms.
+
+        The body is the input itself, such as the bytes of a picture; or JSON with the input in
+        base64 and settings: `{"inputs": "…", "parameters": {"top_k": 3}}`.
+        """
+        model = server.model(name)
+        task = model.task
+        if task is None:
+            raise Unsupported(
+                f"model {name!r} has no task; ask it with POST /v2/models/{name}/infer"
+            )
+        body = await read_body(request.receive, max_body_bytes)
+        received = monotonic()
+        payload, parameters = _open_envelope(request.headers.get("content-type", ""), body, task)
+        tensors = await asyncio.to_thread(task.preprocess, payload)
+        call = InferRequest(name, tensors, model_version=model.version)
+        call.stamps.received = received
+        response = await server.infer(call)
+        return task.postprocess(response.outputs, parameters)
+
+    return routes
+
+
+def _open_envelope(content_type: str, body: bytes, task: Task) -> tuple[bytes, BaseModel]:
+    """The input, and the settings that came with it."""
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        return body, task.Parameters()
+    try:
+        document = orjson.loads(body)
+        inputs = document["inputs"]
+        payload = base64.b64decode(inputs.partition("base64,")[2] or inputs, validate=True)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    except (TypeError, KeyError, AttributeError, binascii.Error, ValueError):
+        raise InvalidRequest(
+            "expected a JSON object whose 'inputs' is a string in base64, or a body that is the"
+            " input itself with another Content-Type"
+        ) from None
+    return payload, _checked(task.Parameters, document.get("parameters") or {})
+
+
+def _checked(schema: type[BaseModel], parameters: object) -> BaseModel:
+    try:
+        return schema.model_validate(parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(["parameters", *map(str, first["loc"])])
+        raise InvalidRequest(f"{field}: {first['msg']}, got {first['input']!r:.40}") from None
