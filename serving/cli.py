@@ -1,0 +1,149 @@
+"""The `slipway` command. Each subcommand's module is imported when that subcommand is run."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from serving import __version__
+from serving.errors import OperatorError
+from serving.settings import Settings
+
+COMMANDS = {
+    "train": "training.cli:train",
+    "export": "training.cli:export",
+    "quantize": "training.cli:quantize",
+    "publish": "training.cli:publish",
+    "check": "serving.cli:check",
+    "serve": "serving.cli:serve",
+    "list": "serving.client:list_models",
+    "infer": "serving.client:infer",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module_name, _, attribute = COMMANDS[name].partition(":")
+        command = getattr(import_module(module_name), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except OperatorError as error:
+            raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] in ("serving", "training"):
+                raise
+            raise click.ClickException(
+                f"this command needs the package {error.name!r};"
+                " install Slipway with the extra that brings it: pip install 'slipway[cpu]' to"
+                " serve, 'slipway[cpu,train]' to train as well"
+            ) from error
+
+
+@click.group(
+    cls=_LazyGroup, context_settings={"auto_envvar_prefix": "SLIPWAY", "show_default": True}
+)
+@click.version_option(__version__, prog_name="slipway")
+def main() -> None:
+    """From a checkpoint to answered requests.
+
+    \b
+    slipway train digits
+    slipway export runs/digits
+    slipway publish runs/digits --model-repository model_repo
+    slipway serve --model-repository model_repo
+    """
+
+
+@main.command()
+@click.option(
+    "--model-repository",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="The models to serve: DIR/<model>/config.pbtxt and DIR/<model>/<version>/.",
+)
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--http-port", default=8000, help="HTTP; 0 takes any free port.")
+@click.option("--grpc-port", default=8001, help="gRPC; 0 takes any free port.")
+@click.option("--metrics-port", default=8002, help="Prometheus; 0 takes any free port.")
+@click.option(
+    "--exit-on-error",
+    type=bool,
+    default=True,
+    help="End at start if any model cannot be loaded; false serves the others.",
+)
+@click.option(
+    "--strict-readiness",
+    type=bool,
+    default=True,
+    help="Be ready only if every model is; false is ready with those that could be loaded.",
+)
+@click.option(
+    "--http-max-input-size",
+    "max_input_bytes",
+    type=click.IntRange(min=1),
+    default=Settings.max_input_bytes,
+    help="Bytes that one request may have, over HTTP and gRPC alike.",
+)
+@click.option(
+    "--exit-timeout-secs",
+    "exit_timeout_s",
+    type=click.FloatRange(min=0),
+    default=Settings.exit_timeout_s,
+    help="Seconds that requests in flight get to finish after SIGTERM.",
+)
+def serve(**options: object) -> None:
+    """Serve a model repository over HTTP and gRPC.
+
+    Every option can also be given in the environment, as SLIPWAY_SERVE_HTTP_PORT=9000.
+
+    \b
+    slipway serve --model-repository model_repo
+    curl --data-binary @digit.png localhost:8000/models/digits
+    """
+    from serving.app import run
+    from serving.observability.logging import configure_logging
+
+    configure_logging()
+    run(Settings(**options))  # type: ignore[arg-type]
+
+
+@main.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+def check(directory: Path) -> None:
+    """Say whether the model repository DIR can be served, and if not, why not.
+
+    Every model is loaded as it would be to serve. Exits with 1 if any cannot be.
+    """
+    import asyncio
+
+    from serving.observability.metrics import Metrics
+    from serving.server import Server
+
+    async def load() -> list[dict[str, str]]:
+        server = Server(Metrics())
+        await server.load(directory)
+        index = server.index()
+        await server.close()
+        return index
+
+    broken = 0
+    for model in asyncio.run(load()):
+        if model["state"] == "READY":
+            print(f"ok      {model['name']} {model['version']}")
+        else:
+            broken += 1
+            print(f"broken  {model['reason']}")
+    if broken:
+        raise click.ClickException(f"{broken} of the repository's models cannot be served")

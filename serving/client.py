@@ -1,0 +1,63 @@
+"""Commands that talk to a running server, over the same routes as everybody else."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import click
+
+url_option = click.option(
+    "--url", default="http://127.0.0.1:8000", help="Where the server answers HTTP."
+)
+
+
+@click.command("list")
+@url_option
+def list_models(url: str) -> None:
+    """List the models of a running server and their states."""
+    for model in _post(url, "/v2/repository/index", b""):
+        line = f"{model['name']:<24} {model.get('version', ''):>4}  {model['state']}"
+        click.echo(f"{line}  {model['reason']}" if "reason" in model else line)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("input_file", metavar="INPUT", type=click.Path(path_type=Path))
+@url_option
+def infer(name: str, input_file: Path, url: str) -> None:
+    """Send the file INPUT to the model NAME of a running server and print its answer.
+
+    \b
+    slipway infer digits digit.png
+    """
+    try:
+        body = input_file.read_bytes()
+    except OSError as error:
+        raise click.ClickException(f"{input_file}: {error.strerror}") from error
+    click.echo(json.dumps(_post(url, f"/models/{quote(name, safe='')}", body), indent=2))
+
+
+def _post(url: str, path: str, body: bytes) -> Any:
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https") or address.hostname is None:
+        raise click.ClickException(f"--url must look like http://127.0.0.1:8000, got {url!r}")
+    https = address.scheme == "https"
+    connect = http.client.HTTPSConnection if https else http.client.HTTPConnection
+    connection = connect(address.hostname, address.port, timeout=60)
+    try:
+        connection.request("POST", path, body, {"Content-Type": "application/octet-stream"})
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+    except (OSError, http.client.HTTPException) as error:
+        raise click.ClickException(f"no answer from {url}: {error}; is the server up?") from error
+    except ValueError as error:
+        raise click.ClickException(f"{url} answered something that is not JSON") from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise click.ClickException(f"{response.status}: {answer.get('error', answer)}")
+    return answer
