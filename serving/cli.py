@@ -18,6 +18,7 @@ COMMANDS = {
     "publish": "training.cli:publish",
     "check": "serving.cli:check",
     "serve": "serving.cli:serve",
+    "health": "serving.client:health",
     "list": "serving.client:list_models",
     "infer": "serving.client:infer",
 }

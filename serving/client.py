@@ -15,6 +15,16 @@ url_option = click.option(
 )
 
 
+@click.command()
+@url_option
+def health(url: str) -> None:
+    """Exit with 0 if the server is ready for requests, with 1 if not."""
+    status, _ = _call(url, "GET", "/v2/health/ready")
+    if status != 200:
+        raise click.ClickException(f"{url} is not ready")
+    click.echo("ready")
+
+
 @click.command("list")
 @url_option
 def list_models(url: str) -> None:
@@ -42,6 +52,17 @@ def infer(name: str, input_file: Path, url: str) -> None:
 
 
 def _post(url: str, path: str, body: bytes) -> Any:
+    status, raw = _call(url, "POST", path, body)
+    try:
+        answer = json.loads(raw)
+    except ValueError as error:
+        raise click.ClickException(f"{url} answered something that is not JSON") from error
+    if status != 200:
+        raise click.ClickException(f"{status}: {answer.get('error', answer)}")
+    return answer
+
+
+def _call(url: str, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or address.hostname is None:
         raise click.ClickException(f"--url must look like http://127.0.0.1:8000, got {url!r}")
@@ -49,15 +70,10 @@ def _post(url: str, path: str, body: bytes) -> Any:
     connect = http.client.HTTPSConnection if https else http.client.HTTPConnection
     connection = connect(address.hostname, address.port, timeout=60)
     try:
-        connection.request("POST", path, body, {"Content-Type": "application/octet-stream"})
+        connection.request(method, path, body, {"Content-Type": "application/octet-stream"})
         response = connection.getresponse()
-        answer = json.loads(response.read())
+        return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
         raise click.ClickException(f"no answer from {url}: {error}; is the server up?") from error
-    except ValueError as error:
-        raise click.ClickException(f"{url} answered something that is not JSON") from error
     finally:
         connection.close()
-    if response.status != 200:
-        raise click.ClickException(f"{response.status}: {answer.get('error', answer)}")
-    return answer

@@ -19,7 +19,11 @@ class Engine(Protocol):
     outputs: Sequence[TensorSpec]
 
     async def infer(self, inputs: Tensors) -> Tensors:
-        """Run the graph once; returns every output. Any exception means this run failed."""
+        """Run the graph once; returns every output.
+
+        Raises `InvalidRequest` for values that this engine cannot take; any other exception means
+        that the run failed.
+        """
         ...
 
     async def close(self) -> None:

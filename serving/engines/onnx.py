@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 
 from serving.config import InstanceKind, ModelConfig
-from serving.errors import ModelLoadError
-from serving.types import DYNAMIC, Tensors, TensorSpec
+from serving.errors import InvalidRequest, ModelLoadError
+from serving.types import DYNAMIC, Array, Tensors, TensorSpec
 
 # ONNX Runtime's names for element types -> protocol datatypes.
 _DATATYPES = {
@@ -39,13 +39,18 @@ class OnnxEngine:
         self.inputs = [_spec(node, path) for node in self._session.get_inputs()]
         self.outputs = [_spec(node, path) for node in self._session.get_outputs()]
         self._output_names = [spec.name for spec in self.outputs]
+        self._has_strings = any(spec.datatype == "BYTES" for spec in (*self.inputs, *self.outputs))
         self._threads = ThreadPoolExecutor(instances, thread_name_prefix="onnx")
 
     async def infer(self, inputs: Tensors) -> Tensors:
         loop = asyncio.get_running_loop()
+        if self._has_strings:
+            inputs = {name: _decoded(name, tensor) for name, tensor in inputs.items()}
         values = await loop.run_in_executor(
             self._threads, self._session.run, self._output_names, inputs
         )
+        if self._has_strings:
+            values = [_encoded(tensor) for tensor in values]
         return dict(zip(self._output_names, values, strict=True))
 
     async def close(self) -> None:
@@ -83,12 +88,31 @@ def _providers(path: Path, kind: InstanceKind) -> list[str]:
     return ["CPUExecutionProvider"]
 
 
+def _decoded(name: str, tensor: Array) -> Array:
+    """ONNX strings are text: ONNX Runtime would take the repr of `bytes`."""
+    if tensor.dtype != object:
+        return tensor
+    text = np.empty(tensor.shape, dtype=object)
+    try:
+        text.flat[:] = [element.decode() for element in tensor.flat]
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"input {name!r} has an element that is not UTF-8, and this model takes text"
+        ) from error
+    return text
+
+
+def _encoded(tensor: Array) -> Array:
+    if tensor.dtype != object:
+        return tensor
+    raw = np.empty(tensor.shape, dtype=object)
+    raw.flat[:] = [element.encode() for element in tensor.flat]
+    return raw
+
+
 def _spec(node: ort.NodeArg, path: Path) -> TensorSpec:
     datatype = _DATATYPES.get(node.type)
     if datatype is None:
         raise ModelLoadError(f"{path}: tensor {node.name!r} has the unsupported type {node.type}")
     shape = tuple(size if isinstance(size, int) else DYNAMIC for size in node.shape)
     return TensorSpec(node.name, datatype, shape)
-
-
-__all__: Sequence[str] = ("OnnxEngine", "load")

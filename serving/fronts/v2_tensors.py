@@ -62,7 +62,7 @@ def to_bytes(tensor: Array) -> Buffer:
         return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
     parts = bytearray()
     for element in tensor.flat:
-        value = _encoded(element)
+        value: bytes = element
         parts += _LENGTH.pack(len(value))
         parts += value
     return parts
@@ -92,7 +92,7 @@ def to_json(name: str, tensor: Array) -> bytes:
     flat = np.ascontiguousarray(tensor).reshape(-1)
     if flat.dtype == object:
         try:
-            return orjson.dumps([_encoded(element).decode() for element in flat])
+            return orjson.dumps([element.decode() for element in flat])
         except UnicodeDecodeError:
             raise InvalidRequest(
                 f"output {name!r} holds bytes that are not UTF-8; ask for binary_data"
@@ -166,10 +166,6 @@ def _object_array(elements: list[bytes]) -> Array:
     array = np.empty(len(elements), dtype=object)
     array[:] = elements
     return array
-
-
-def _encoded(element: object) -> bytes:
-    return element if isinstance(element, bytes) else str(element).encode()
 
 
 # Kind of numpy type -> the JSON types of its elements, and how to call them.

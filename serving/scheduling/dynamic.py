@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from serving.engines.base import Engine
-from serving.errors import Expired, InferenceFailed, Unavailable
+from serving.errors import Expired, InferenceFailed, SlipwayError, Unavailable
 from serving.scheduling.batch import split, stack
 from serving.scheduling.policy import BatchPolicy, Ticket
 from serving.types import InferRequest, Tensors
@@ -150,7 +150,7 @@ class DynamicScheduler:
         else:
             _fail(batch[0], error)
 
-    async def _run(self, batch: list[_Entry]) -> InferenceFailed | None:
+    async def _run(self, batch: list[_Entry]) -> SlipwayError | None:
         """Run one batch and hand out its rows, or return why that failed."""
         rows = [entry.rows for entry in batch]
         try:
@@ -159,7 +159,7 @@ class DynamicScheduler:
             outputs = await self._engine.infer(inputs)
             computed = monotonic()
             parts = split(outputs, rows) if self._batches else [outputs]
-        except InferenceFailed as error:
+        except SlipwayError as error:
             return error
         except Exception as error:
             failure = InferenceFailed(str(error))

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ONNX_TYPES, RunningServer, serving, write_fake, write_model
+
+SHIPPED = Path(__file__).parent.parent / "model_repo"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One server with small models of every kind, shared by the tests that only ask it things."""
+    repository = tmp_path_factory.mktemp("repository")
+    batching = "dynamic_batching { max_queue_delay_microseconds: 2000 }"
+    write_model(repository, "double", operation="Add", extra=batching)
+    write_model(
+        repository,
+        "single",
+        operation="Add",
+        shape=(2, 3),
+        dims="[2, 3]",
+        max_batch_size=0,
+        extra="",
+    )
+    for datatype in ONNX_TYPES:
+        write_model(
+            repository,
+            f"identity-{datatype}",
+            datatype=datatype,
+            shape=("batch", "length"),
+            dims="[-1]",
+        )
+    write_fake(repository, "slow", delay_ms=300)
+    write_fake(repository, "failing", fail_every=1)
+    (repository / "digits").symlink_to(SHIPPED / "digits")
+    with serving(repository) as running:
+        yield running

@@ -1,0 +1,172 @@
+"""Starting, failing to start, and stopping: a real process and its exit code."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import http.client
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+
+from tests.support import (
+    RunningServer,
+    call,
+    config,
+    metric,
+    run_slipway,
+    serving,
+    write_config,
+    write_fake,
+    write_model,
+)
+
+
+def ask(server: RunningServer, protocol: str, model: str, value: float) -> float:
+    module = {"http": tritonclient.http, "grpc": tritonclient.grpc}[protocol]
+    with module.InferenceServerClient(getattr(server, protocol)) as client:
+        tensor = module.InferInput("x", [1, 4], "FP32")
+        tensor.set_data_from_numpy(np.full((1, 4), value, np.float32))
+        return float(client.infer(model, [tensor]).as_numpy("y")[0, 0])
+
+
+def test_sigterm_with_requests_in_flight_loses_none(tmp_path: Path) -> None:
+    write_fake(tmp_path, "slow", delay_ms=2000, max_batch_size=16)
+    with (
+        serving(tmp_path) as server,
+        concurrent.futures.ThreadPoolExecutor(50) as pool,
+        closing(http.client.HTTPConnection("127.0.0.1", server.http_port)) as kept,
+    ):
+        assert ready(kept) == 200
+        protocols = ["http", "grpc"] * 25
+        answers = [pool.submit(ask, server, p, "slow", i) for i, p in enumerate(protocols)]
+        # At most sixteen run, so all others have arrived when this many wait.
+        await_true(lambda: metric(server, "nv_inference_pending_request_count") >= 34)
+        server.process.send_signal(signal.SIGTERM)
+        await_true(lambda: bool(server.events("draining")))
+        assert ready(kept) == 400
+        assert not any(answer.done() for answer in answers[16:])
+        assert [answer.result(30) for answer in answers] == list(range(50))
+        assert server.process.wait(30) == 0
+        assert server.events("stopped")
+
+
+def ready(connection: http.client.HTTPConnection) -> int:
+    connection.request("GET", "/v2/health/ready")
+    response = connection.getresponse()
+    response.read()
+    return response.status
+
+
+def await_true(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to pass"
+        time.sleep(0.005)
+
+
+def test_an_idle_server_stops_at_once_with_code_0(tmp_path: Path) -> None:
+    write_model(tmp_path, "double", operation="Add")
+    with serving(tmp_path) as server:
+        assert ask(server, "grpc", "double", 3) == 6
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("port_option", ["--http-port", "--grpc-port", "--metrics-port"])
+def test_a_port_in_use_is_one_sentence(tmp_path: Path, port_option: str) -> None:
+    write_model(tmp_path, "double")
+    others = {"--http-port", "--grpc-port", "--metrics-port"} - {port_option}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run_slipway(
+            "serve",
+            "--model-repository",
+            str(tmp_path),
+            port_option,
+            str(port),
+            *(part for other in others for part in (other, "0")),
+        )
+    assert result.returncode == 1
+    assert f"Error: cannot listen on 127.0.0.1:{port}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+BROKEN = {
+    "syntax": (lambda path: write_config(path, "bad", 'backend "x\n'), "bad/config.pbtxt:1: "),
+    "unknown field": (
+        lambda path: write_config(path, "bad", config() + "\nbatch_size: 3\n"),
+        'bad/config.pbtxt:8: Message type "inference.ModelConfig" has no field named "batch_size"',
+    ),
+    "field not honoured": (
+        lambda path: write_config(path, "bad", config(extra="sequence_batching { }")),
+        "bad/config.pbtxt:6: sequence_batching is not supported",
+    ),
+    "no version": (lambda path: write_config(path, "bad", config()), "no version directory"),
+    "no config": (lambda path: (path / "bad").mkdir(), "bad/config.pbtxt: no such file"),
+    "corrupt graph": (
+        lambda path: (write_model(path, "bad") / "1" / "model.onnx").write_bytes(b"no graph"),
+        "bad/1/model.onnx: ONNX Runtime cannot load it",
+    ),
+    "shape that disagrees": (
+        lambda path: write_model(path, "bad", dims="[5]"),
+        "bad/config.pbtxt: input 'x' is declared with shape [-1,5]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_model_stops_the_start_or_stands_beside_the_good(
+    tmp_path: Path, case: str
+) -> None:
+    breaks, problem = BROKEN[case]
+    write_model(tmp_path, "good", operation="Add")
+    breaks(tmp_path)
+
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    stopped = run_slipway("serve", "--model-repository", str(tmp_path), *ports)
+    print(stopped.stderr)
+    assert stopped.returncode == 1
+    assert problem in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+
+    checked = run_slipway("check", str(tmp_path))
+    assert checked.returncode == 1
+    assert "ok      good 1" in checked.stdout
+    assert problem in checked.stdout
+
+    with serving(tmp_path, "--exit-on-error", "false", "--strict-readiness", "false") as server:
+        assert ask(server, "http", "good", 3) == 6
+        assert call(server.http_port, "GET", "/v2/health/ready")[0] == 200
+        index = json.loads(call(server.http_port, "POST", "/v2/repository/index")[1])
+        assert {m["name"]: m["state"] for m in index} == {"good": "READY", "bad": "UNAVAILABLE"}
+        status, answer = call(server.http_port, "POST", "/v2/models/bad/infer", b'{"inputs":[]}')
+        assert (status, b"has no available versions" in answer) == (404, True)
+
+
+def test_strict_readiness_is_the_default(tmp_path: Path) -> None:
+    write_model(tmp_path, "good")
+    write_config(tmp_path, "bad", "")
+    with serving(tmp_path, "--exit-on-error", "false") as server:
+        assert call(server.http_port, "GET", "/v2/health/ready")[0] == 400
+
+
+def test_a_damaged_file_is_found_by_its_checksum(tmp_path: Path) -> None:
+    directory = write_model(tmp_path, "good") / "1"
+    (directory / "manifest.json").write_text(json.dumps({"sha256": {"model.onnx": "0" * 64}}))
+    checked = run_slipway("check", str(tmp_path))
+    assert "good/1/model.onnx: damaged or changed since it was published" in checked.stdout
+
+
+def test_no_repository_is_one_sentence(tmp_path: Path) -> None:
+    result = run_slipway("check", str(tmp_path / "nowhere"))
+    assert result.returncode == 1
+    assert "no such directory" in result.stderr
