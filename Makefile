@@ -1,0 +1,47 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet -c constraints.txt -e
+
+.PHONY: help demo serve test check format
+
+help:
+	@echo "make demo     start the server, send one real input to every model, print the answers"
+	@echo "make serve    keep the shipped models served on ports 8000, 8001 and 8002"
+	@echo "make test     run the tests"
+	@echo "make check    lint, formatting, types and import contracts"
+	@echo "make format   put the code into its format"
+
+demo: .venv/serve
+	$(BIN)/python scripts/demo.py
+
+serve: .venv/serve
+	$(BIN)/slipway serve --model-repository model_repo
+
+test: .venv/develop
+	$(BIN)/pytest
+
+check: .venv/develop
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+format: .venv/develop
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+
+.venv/serve: .venv/bin/pip pyproject.toml constraints.txt
+	@echo "Installing what serving needs into .venv ..."
+	$(INSTALL) '.[cpu,client]'
+	@touch $@
+
+.venv/develop: .venv/bin/pip pyproject.toml constraints.txt
+	@echo "Installing everything, torch included, into .venv ..."
+	$(INSTALL) '.[cpu,train,dev]'
+	@touch $@
