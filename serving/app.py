@@ -22,6 +22,9 @@ from serving.observability.metrics import Metrics
 from serving.server import Server
 from serving.settings import Settings
 
+FLUSH_S = 1
+"""Of the exit timeout, what the fronts get to tell those who still wait that they wait in vain."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -51,7 +54,7 @@ class _App:
     async def startup(self) -> None:
         settings = self._settings
         sockets = [
-            _listen(settings.host, port) for port in (settings.http_port, settings.metrics_port)
+            _bind(settings.host, port) for port in (settings.http_port, settings.metrics_port)
         ]
         grpc_port = self._bind_grpc()
         failures = await self._server.load(settings.model_repository)
@@ -75,16 +78,23 @@ class _App:
         )
 
     async def shutdown(self) -> None:
-        """Staged and bounded: not ready, finish what is in flight, stop listening, unload."""
-        deadline = monotonic() + self._settings.exit_timeout_s
+        """Not ready, finish what is in flight, stop listening and finish the rest, unload.
+
+        Bounded by the exit timeout, but for a run of an engine, which cannot be interrupted.
+        """
         log.info("draining")
-        await self._server.drain(_until(deadline))
+        deadline = monotonic() + self._settings.exit_timeout_s
+        await self._server.drain(_until(deadline - FLUSH_S))
         for http, _ in self._http:
-            http.config.timeout_graceful_shutdown = round(_until(deadline)) or 1
+            http.config.timeout_graceful_shutdown = max(FLUSH_S, round(_until(deadline)))
             http.should_exit = True
-        await self._grpc.stop(_until(deadline))
-        await asyncio.gather(*(task for _, task in self._http))
-        await self._server.close(_until(deadline))
+        closing = asyncio.gather(
+            self._grpc.stop(max(FLUSH_S, _until(deadline))), *(task for _, task in self._http)
+        )
+        await asyncio.wait([closing], timeout=_until(deadline - FLUSH_S))
+        self._server.give_up()
+        await closing
+        await self._server.close()
         log.info("stopped")
 
     async def _start_http(self, app: ASGIApp, listener: socket.socket) -> None:
@@ -96,6 +106,7 @@ class _App:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             # Longer than clients keep theirs, so that it is they who close an idle connection.
             timeout_keep_alive=75,
         )
@@ -124,7 +135,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 def _stop_event() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; a second one ends the process as it always did."""
+    """Set by the first SIGTERM or SIGINT; a second one ends the process at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -132,18 +143,26 @@ def _stop_event() -> asyncio.Event:
         stop.set()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     return stop
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the port, and refuse connections until there is something to answer them."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if listener.family is socket.AF_INET6:
+            # "::" is every address of both families, as it is for gRPC.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+        listener.bind((host, port))
     except OSError as error:
+        listener.close()
         raise OperatorError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return listener
 
 
 def _until(deadline: float) -> float:

@@ -24,6 +24,9 @@ COMMANDS = {
 }
 
 
+PORT = click.IntRange(0, 65535)
+
+
 class _LazyGroup(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -75,9 +78,9 @@ def main() -> None:
     help="The models to serve: DIR/<model>/config.pbtxt and DIR/<model>/<version>/.",
 )
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
-@click.option("--http-port", default=8000, help="HTTP; 0 takes any free port.")
-@click.option("--grpc-port", default=8001, help="gRPC; 0 takes any free port.")
-@click.option("--metrics-port", default=8002, help="Prometheus; 0 takes any free port.")
+@click.option("--http-port", type=PORT, default=8000, help="HTTP; 0 takes any free port.")
+@click.option("--grpc-port", type=PORT, default=8001, help="gRPC; 0 takes any free port.")
+@click.option("--metrics-port", type=PORT, default=8002, help="Prometheus; 0 takes any free port.")
 @click.option(
     "--exit-on-error",
     type=bool,
@@ -93,7 +96,7 @@ def main() -> None:
 @click.option(
     "--http-max-input-size",
     "max_input_bytes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 2**31 - 1),  # what gRPC can be told
     default=Settings.max_input_bytes,
     help="Bytes that one request may have, over HTTP and gRPC alike.",
 )
@@ -128,9 +131,14 @@ def check(directory: Path) -> None:
     Every model is loaded as it would be to serve. Exits with 1 if any cannot be.
     """
     import asyncio
+    import logging
 
+    from serving.observability.logging import configure_logging
     from serving.observability.metrics import Metrics
     from serving.server import Server
+
+    configure_logging()
+    logging.disable()  # the same reasons, and this command prints them
 
     async def load() -> list[dict[str, str]]:
         server = Server(Metrics())

@@ -63,17 +63,23 @@ def _post(url: str, path: str, body: bytes) -> Any:
 
 
 def _call(url: str, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-    address = urlsplit(url)
-    if address.scheme not in ("http", "https") or address.hostname is None:
+    try:
+        address = urlsplit(url)
+        host, port = address.hostname, address.port
+    except ValueError:
+        host = None
+    if host is None or address.scheme not in ("http", "https"):
         raise click.ClickException(f"--url must look like http://127.0.0.1:8000, got {url!r}")
     https = address.scheme == "https"
     connect = http.client.HTTPSConnection if https else http.client.HTTPConnection
-    connection = connect(address.hostname, address.port, timeout=60)
+    connection = connect(host, port, timeout=60)
     try:
         connection.request(method, path, body, {"Content-Type": "application/octet-stream"})
         response = connection.getresponse()
         return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise click.ClickException(f"no answer from {url}: {error}; is the server up?") from error
+        raise click.ClickException(
+            f"no HTTP answer from {url}: {error!r:.100}; is the server up?"
+        ) from error
     finally:
         connection.close()

@@ -6,6 +6,7 @@ honour refuses to load with its name, so no setting is ever silently without eff
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from serving.errors import ConfigError
 from serving.types import DYNAMIC, NUMPY_TYPES, TensorSpec
 
 CONFIG_FILE = "config.pbtxt"
+MAX_PRIORITY_LEVELS = 100
 
 # Message type -> its fields that have an effect here.
 _HONOURED: Mapping[str, frozenset[str]] = {
@@ -120,7 +122,7 @@ class VersionPolicy:
 
     def choose(self, available: list[int]) -> list[int]:
         if self.specific is not None:
-            return sorted(self.specific)
+            return sorted(set(self.specific))
         return sorted(available)[-self.latest :]
 
 
@@ -180,6 +182,8 @@ class _Reader:
             raise self._error(name, reason)
 
         directory_name = self._path.parent.name
+        if not directory_name.isprintable():
+            raise ConfigError(f"{self._path}: the directory's name cannot be a model's name")
         if message.name not in ("", directory_name):
             raise self._error(
                 "name", f"must equal its directory's name {directory_name!r}, got {message.name!r}"
@@ -213,11 +217,29 @@ class _Reader:
         return config
 
     def _error(self, name: str, problem: str) -> ConfigError:
-        """A complaint about a field, at the line where its last component is first written."""
-        leaf = re.escape(name.rsplit(".", 1)[-1].partition("[")[0])
-        found = re.search(rf"^[^#\n]*?\b{leaf}\b", self._text, re.MULTILINE)
-        line = f":{self._text.count(chr(10), 0, found.end()) + 1}" if found else ""
-        return ConfigError(f"{self._path}{line}: {name} {problem}")
+        """A complaint about a field, at the line where it is written.
+
+        In "input[1].dims", the second `dims` after the first `input` is meant.
+        """
+        end = index = 0
+        for depth, part in enumerate(name.split(".")):
+            word, _, position = part.partition("[")
+            pattern = re.compile(rf"^[^#\n]*?\b{re.escape(word)}\b", re.MULTILINE)
+            ends = (found.end() for found in pattern.finditer(self._text, end))
+            at_depth = (at for at in ends if self._depth(at) == depth)
+            end = next(itertools.islice(at_depth, index, None), end)
+            index = int(position.rstrip("]") or 0)
+        line = self._text.count("\n", 0, end) + 1
+        return ConfigError(f"{self._path}:{line}: {name} {problem}")
+
+    def _depth(self, position: int) -> int:
+        """How many messages are open there."""
+        return self._text.count("{", 0, position) - self._text.count("}", 0, position)
+
+    def _enum_name(self, name: str, enum: Any, number: int) -> str:
+        if number not in enum.values():
+            raise self._error(name, f"has the unknown value {number}")
+        return str(enum.Name(number))
 
     def _backend(self, message: Any) -> str:
         if message.backend:
@@ -239,7 +261,9 @@ class _Reader:
                 raise self._error(f"{where}.name", "is required")
             if tensor.name in specs:
                 raise self._error(f"{where}.name", f"{tensor.name!r} is declared twice")
-            enum_name = model_config_pb2.DataType.Name(tensor.data_type)
+            enum_name = self._enum_name(
+                f"{where}.data_type", model_config_pb2.DataType, tensor.data_type
+            )
             datatype = enum_name.removeprefix("TYPE_").replace("STRING", "BYTES")
             if datatype not in NUMPY_TYPES:
                 raise self._error(f"{where}.data_type", f"{enum_name} is not supported")
@@ -261,7 +285,9 @@ class _Reader:
         if len(message.instance_group) > 1:
             raise self._error("instance_group", "may be given once")
         group = message.instance_group[0]
-        kind = model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind)
+        kind = self._enum_name(
+            "instance_group.kind", model_config_pb2.ModelInstanceGroup.Kind, group.kind
+        )
         if kind not in {member.value for member in InstanceKind}:
             raise self._error("instance_group.kind", f"{kind} is not supported")
         if group.count < 0:
@@ -282,6 +308,13 @@ class _Reader:
                 f" got {list(batching.preferred_batch_size)}",
             )
         levels, default_level = batching.priority_levels, batching.default_priority_level
+        if levels > MAX_PRIORITY_LEVELS:
+            raise self._error(
+                "dynamic_batching.priority_levels",
+                f"must be at most {MAX_PRIORITY_LEVELS}, got {levels}",
+            )
+        if default_level and not levels:
+            raise self._error("dynamic_batching.default_priority_level", "needs priority_levels")
         if levels and not 1 <= default_level <= levels:
             raise self._error(
                 "dynamic_batching.default_priority_level",
@@ -298,11 +331,22 @@ class _Reader:
             max_queue_delay_s=batching.max_queue_delay_microseconds / 1e6,
             priority_levels=levels,
             default_priority_level=default_level,
-            default_policy=_queue_policy(batching.default_queue_policy),
+            default_policy=self._queue_policy(batching.default_queue_policy),
             policies={
-                level: _queue_policy(policy)
+                level: self._queue_policy(policy)
                 for level, policy in batching.priority_queue_policy.items()
             },
+        )
+
+    def _queue_policy(self, policy: Any) -> QueuePolicy:
+        action = self._enum_name(
+            "timeout_action", model_config_pb2.ModelQueuePolicy.TimeoutAction, policy.timeout_action
+        )
+        return QueuePolicy(
+            max_queue_size=policy.max_queue_size,
+            timeout_s=policy.default_timeout_microseconds / 1e6,
+            timeout_action=TimeoutAction(action),
+            allow_timeout_override=policy.allow_timeout_override,
         )
 
     def _version_policy(self, policy: Any) -> VersionPolicy:
@@ -346,16 +390,6 @@ def _messages(descriptor: Any, value: Any) -> Iterator[Message]:
         yield value
     else:
         yield from value
-
-
-def _queue_policy(policy: Any) -> QueuePolicy:
-    action = model_config_pb2.ModelQueuePolicy.TimeoutAction.Name(policy.timeout_action)
-    return QueuePolicy(
-        max_queue_size=policy.max_queue_size,
-        timeout_s=policy.default_timeout_microseconds / 1e6,
-        timeout_action=TimeoutAction(action),
-        allow_timeout_override=policy.allow_timeout_override,
-    )
 
 
 def _without_position(error: text_format.ParseError) -> str:

@@ -24,6 +24,16 @@ from __future__ import annotations
 from typing import ClassVar
 
 
+def shown(value: object) -> str:
+    """How a message quotes a value that a caller sent: briefly, whatever it is."""
+    if isinstance(value, str | int | float | bool | None):
+        text = repr(value[:40] if isinstance(value, str) else value)
+        return text if len(text) <= 60 else text[:60] + "…"
+    if isinstance(value, dict):
+        return "an object"
+    return "an array" if isinstance(value, list) else type(value).__name__
+
+
 class SlipwayError(Exception):
     """Base of all; `code` is what fronts map and metrics count."""
 

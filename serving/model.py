@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterable, Mapping
 
 from serving.config import ModelConfig
@@ -14,7 +13,7 @@ from serving.repository import ModelVersion, verify_checksums
 from serving.scheduling.dynamic import DynamicScheduler
 from serving.scheduling.policy import BatchPolicy
 from serving.tasks import Task, load_task
-from serving.types import DATATYPES, InferRequest, InferResponse, TensorSpec
+from serving.types import DATATYPES, DYNAMIC, InferRequest, InferResponse, TensorSpec
 
 
 class Model:
@@ -61,6 +60,8 @@ class Model:
         name = self.config.name
         if request.inputs.keys() != self._inputs.keys():
             self._refuse_names(request)
+        # In the model's order, so that callers who order them differently can share a batch.
+        request.inputs = {input_name: request.inputs[input_name] for input_name in self._inputs}
         rows = 0
         for input_name, tensor in request.inputs.items():
             spec = self._inputs[input_name]
@@ -105,9 +106,13 @@ class Model:
             id=request.id,
         )
 
-    async def close(self, grace_s: float = math.inf) -> None:
+    def give_up(self) -> None:
+        """Accept nothing more, and fail what waits."""
+        self._scheduler.give_up()
+
+    async def close(self) -> None:
         """Finish what was accepted, then release the engine."""
-        await self._scheduler.stop(grace_s)
+        await self._scheduler.stop()
         await self._engine.close()
 
     def _refuse_names(self, request: InferRequest) -> None:
@@ -129,20 +134,25 @@ def _load_parts(found: ModelVersion) -> tuple[Engine, Task | None]:
     verify_checksums(found.directory)
     engine = load_engine(found.config, found.directory)
     where = f"{found.directory.parent}/config.pbtxt"
-    _check_specs(f"{where}: input", found.config.inputs, engine.inputs)
+    _check_specs(f"{where}: input", found.config.inputs, engine.inputs, sent=True)
     _check_specs(f"{where}: output", found.config.outputs, engine.outputs)
     for missing in {spec.name for spec in engine.inputs} - {s.name for s in found.config.inputs}:
         raise ModelLoadError(f"{where}: input {missing!r} of the graph is not declared")
     if found.config.task is None:
         return engine, None
     task = load_task(found.config.task, found.directory)
-    _check_specs(f"{where}: task input", task.inputs, found.config.inputs)
+    _check_specs(f"{where}: task input", task.inputs, found.config.inputs, sent=True)
     _check_specs(f"{where}: task output", task.outputs, found.config.outputs)
     return engine, task
 
 
-def _check_specs(where: str, wanted: Iterable[TensorSpec], present: Iterable[TensorSpec]) -> None:
-    """Every wanted tensor must be present, with its type and a shape that agrees."""
+def _check_specs(
+    where: str, wanted: Iterable[TensorSpec], present: Iterable[TensorSpec], *, sent: bool = False
+) -> None:
+    """Every wanted tensor must be present, with its type and a shape that agrees.
+
+    Of tensors that are `sent`, every wanted shape must be taken; of those received, some suffice.
+    """
     by_name: Mapping[str, TensorSpec] = {spec.name: spec for spec in present}
     for spec in wanted:
         found = by_name.get(spec.name)
@@ -155,7 +165,8 @@ def _check_specs(where: str, wanted: Iterable[TensorSpec], present: Iterable[Ten
                 f"{where} {spec.name!r} is declared {spec.datatype}, the model has {found.datatype}"
             )
         agree = len(spec.shape) == len(found.shape) and all(
-            a == b or -1 in (a, b) for a, b in zip(spec.shape, found.shape, strict=True)
+            have in (DYNAMIC, want) or (want == DYNAMIC and not sent)
+            for want, have in zip(spec.shape, found.shape, strict=True)
         )
         if not agree:
             raise ModelLoadError(

@@ -50,6 +50,9 @@ def scan(root: Path) -> list[ModelVersion | BrokenModel]:
                 found.extend(_versions(directory))
             except OperatorError as error:
                 found.append(BrokenModel(directory.name, error))
+            except OSError as error:
+                reason = f"{directory}: cannot be read: {error.strerror}"
+                found.append(BrokenModel(directory.name, ModelLoadError(reason)))
     return found
 
 
@@ -63,16 +66,15 @@ def verify_checksums(directory: Path) -> None:
         return
     try:
         recorded: dict[str, str] = json.loads(manifest.read_text())["sha256"]
-        entries = sorted(recorded.items())
+        entries = sorted((directory / name, str(digest)) for name, digest in recorded.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelLoadError(f"{manifest}: unusable manifest: {error!r}") from error
-    for name, expected in entries:
-        path = directory / name
+    for path, expected in entries:
         try:
             with path.open("rb") as file:
                 actual = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ModelLoadError(f"{path}: the manifest lists it: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise ModelLoadError(f"{path}: the manifest lists it: {error}") from error
         if actual != expected:
             raise ModelLoadError(
                 f"{path}: damaged or changed since it was published:"
@@ -85,6 +87,9 @@ def _versions(directory: Path) -> Iterator[ModelVersion]:
     if not path.exists():
         raise ConfigError(f"{path}: no such file, and every model needs one")
     config = read_config(path)
+    for name in config.label_files.values():
+        if not (directory / name).is_file():
+            raise ConfigError(f"{path}: label_filename {name!r} does not exist")
     available = [
         int(child.name)
         for child in directory.iterdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from time import monotonic
@@ -13,6 +14,7 @@ import structlog
 from serving.errors import (
     Cancelled,
     Expired,
+    ModelLoadError,
     NotFound,
     OperatorError,
     Overloaded,
@@ -55,6 +57,7 @@ class Server:
         self.metrics = metrics
         self.draining = False
         self._strict_readiness = strict_readiness
+        self._repository = Path()
         # name -> version -> model; the highest version answers when a caller names none.
         self._models: dict[str, dict[str, tuple[Model, ModelMetrics]]] = {}
         self._failed: dict[str, OperatorError] = {}
@@ -70,6 +73,11 @@ class Server:
                     await self._load_version(found)
                 except OperatorError as error:
                     self._note_failure(found.config.name, error)
+                except Exception as error:  # what users put into a repository has no bounds
+                    log.error("unexpected error", model=found.config.name, exc_info=error)
+                    failure = ModelLoadError(f"{found.directory}: cannot be loaded: {error!r}")
+                    self._note_failure(found.config.name, failure)
+        self._repository = repository
         return list(self._failed.values())
 
     @property
@@ -99,8 +107,10 @@ class Server:
             {"name": model.config.name, "version": model.version, "state": "READY"}
             for model in self.models()
         ]
+        # Where the repository lies is nobody's business but the operator's.
+        prefix = f"{self._repository}{os.sep}"
         failed = [
-            {"name": name, "state": "UNAVAILABLE", "reason": str(error)}
+            {"name": name, "state": "UNAVAILABLE", "reason": str(error).replace(prefix, "")}
             for name, error in sorted(self._failed.items())
         ]
         return ready + failed
@@ -142,10 +152,15 @@ class Server:
                 set(self._in_flight), timeout=None if grace_s == math.inf else grace_s
             )
 
-    async def close(self, grace_s: float = math.inf) -> None:
-        """Unload every model."""
+    def give_up(self) -> None:
+        """Fail what still waits, so that its callers hear of it before the fronts close."""
+        for model in self.models():
+            model.give_up()
+
+    async def close(self) -> None:
+        """Unload every model, when what runs has ended."""
         self.draining = True
-        await asyncio.gather(*(model.close(grace_s) for model in self.models()))
+        await asyncio.gather(*(model.close() for model in self.models()))
         self._models.clear()
 
     def _find(self, name: str, version: str) -> tuple[Model, ModelMetrics]:

@@ -8,7 +8,8 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,7 @@ def write_model(
 
 
 def write_fake(
-    repository: Path, name: str, *, delay_ms: int = 0, fail_every: int = 0, **settings: Any
+    repository: Path, name: str, *, delay_ms: int | str = 0, fail_every: int = 0, **settings: Any
 ) -> Path:
     """A model of the fake engine, which echoes."""
     extra = settings.pop("extra", "dynamic_batching { }")
@@ -197,6 +198,14 @@ def metric(server: RunningServer, name: str, **labels: str) -> float:
         if sample.name == name and labels.items() <= sample.labels.items()
     ]
     return sum(values)
+
+
+def await_true(condition: Callable[[], bool]) -> None:
+    """Wait for what another process is about to do."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to pass"
+        time.sleep(0.005)
 
 
 def run_slipway(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:

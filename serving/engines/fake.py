@@ -14,6 +14,7 @@ import asyncio
 from pathlib import Path
 
 from serving.config import ModelConfig
+from serving.errors import ModelLoadError
 from serving.types import Tensors
 
 
@@ -46,8 +47,10 @@ class FakeEngine:
 
 
 def load(config: ModelConfig, directory: Path) -> FakeEngine:
-    return FakeEngine(
-        config,
-        delay_s=float(config.parameters.get("delay_ms", "0")) / 1e3,
-        fail_every=int(config.parameters.get("fail_every", "0")),
-    )
+    settings = config.parameters
+    try:
+        delay_s = float(settings.get("delay_ms", "0")) / 1e3
+        fail_every = int(settings.get("fail_every", "0"))
+    except ValueError as error:
+        raise ModelLoadError(f"{directory.parent}/config.pbtxt: parameters: {error}") from error
+    return FakeEngine(config, delay_s=delay_s, fail_every=fail_every)

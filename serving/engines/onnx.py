@@ -13,6 +13,9 @@ from serving.config import InstanceKind, ModelConfig
 from serving.errors import InvalidRequest, ModelLoadError
 from serving.types import DYNAMIC, Array, Tensors, TensorSpec
 
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+
 # ONNX Runtime's names for element types -> protocol datatypes.
 _DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -70,22 +73,23 @@ def _open_session(path: Path, kind: InstanceKind) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(path, options, providers=_providers(path, kind))
-    except ModelLoadError:
-        raise
+        session = ort.InferenceSession(path, options, providers=_providers(kind))
     except Exception as error:  # ONNX Runtime's errors share no narrower base
         raise ModelLoadError(f"{path}: ONNX Runtime cannot load it: {error}") from error
-
-
-def _providers(path: Path, kind: InstanceKind) -> list[str]:
-    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
-    if kind is InstanceKind.GPU and not has_cuda:
+    # It falls back to the CPU when CUDA or the GPU cannot be used.
+    if kind is InstanceKind.GPU and session.get_providers()[0] != _CUDA:
         raise ModelLoadError(
-            f"{path}: config.pbtxt asks for KIND_GPU, and this ONNX Runtime has no CUDA provider"
+            f"{path}: config.pbtxt asks for KIND_GPU, and ONNX Runtime finds no usable CUDA here"
         )
-    if has_cuda and kind is not InstanceKind.CPU:
-        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    return ["CPUExecutionProvider"]
+    return session
+
+
+def _providers(kind: InstanceKind) -> list[str]:
+    if kind is InstanceKind.CPU or _CUDA not in ort.get_available_providers():
+        return [_CPU]
+    # CUDA's libraries may have come as Python packages, where no loader looks for them.
+    ort.preload_dlls()
+    return [_CUDA, _CPU]
 
 
 def _decoded(name: str, tensor: Array) -> Array:

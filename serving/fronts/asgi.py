@@ -64,7 +64,8 @@ async def respond(
 
 
 def error_body(message: str) -> bytes:
-    return orjson.dumps({"error": message})
+    # A message may quote what no encoding has, such as half of a surrogate pair.
+    return orjson.dumps({"error": message.encode(errors="replace").decode()})
 
 
 def describe(error: Exception) -> tuple[int, str, Headers]:
@@ -100,7 +101,8 @@ class CancelOnDisconnect:
             await self._app(scope, watch.receive, send)
         except asyncio.CancelledError:
             if not watch.caller_is_gone:
-                raise
+                body = error_body("the server stopped before it had an answer")
+                await respond(send, 503, [body], [(b"content-type", JSON)])
         finally:
             watch.stop()
 

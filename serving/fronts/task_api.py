@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import os
 from collections.abc import Mapping
 from time import monotonic
 from typing import Any
@@ -13,7 +14,7 @@ import orjson
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ValidationError
 
-from serving.errors import InvalidRequest, Unsupported
+from serving.errors import InvalidRequest, Unsupported, shown
 from serving.fronts.asgi import read_body
 from serving.server import Server
 from serving.tasks import Task
@@ -41,6 +42,8 @@ _BODY: Mapping[str, Any] = {
 
 def router(server: Server, max_body_bytes: int) -> APIRouter:
     routes = APIRouter(tags=["Tasks"])
+    # A large picture takes a hundred megabytes while it is decoded, so only so many at a time.
+    decoding = asyncio.Semaphore(os.cpu_count() or 1)
 
     @routes.post("/models/{name}", openapi_extra=dict(_BODY))
     async def predict(name: str, request: Request) -> Any:
@@ -58,7 +61,8 @@ def router(server: Server, max_body_bytes: int) -> APIRouter:
         body = await read_body(request.receive, max_body_bytes)
         received = monotonic()
         payload, parameters = _open_envelope(request.headers.get("content-type", ""), body, task)
-        tensors = await asyncio.to_thread(task.preprocess, payload)
+        async with decoding:
+            tensors = await asyncio.to_thread(task.preprocess, payload)
         call = InferRequest(name, tensors, model_version=model.version)
         call.stamps.received = received
         response = await server.infer(call)
@@ -91,4 +95,4 @@ def _checked(schema: type[BaseModel], parameters: object) -> BaseModel:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(["parameters", *map(str, first["loc"])])
-        raise InvalidRequest(f"{field}: {first['msg']}, got {first['input']!r:.40}") from None
+        raise InvalidRequest(f"{field}: {first['msg']}, got {shown(first['input'])}") from None

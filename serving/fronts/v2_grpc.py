@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2 over gRPC, on the servicer class that `tritonclient` ships."""
+"""Open Inference Protocol v2 over gRPC, with the messages that `tritonclient` ships."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import grpc
 import numpy as np
 import structlog
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from serving import __version__
 from serving.errors import InvalidRequest, SlipwayError, Unsupported
@@ -48,6 +48,18 @@ _CONTENTS: Mapping[str, str] = {
     "BYTES": "bytes_contents",
 }
 
+RPCS = (
+    "ServerLive",
+    "ServerReady",
+    "ModelReady",
+    "ServerMetadata",
+    "ModelMetadata",
+    "ModelConfig",
+    "ModelInfer",
+)
+MAX_MESSAGE_CHARACTERS = 2000
+"""Of an error. It travels in a header, and a caller's own long names may be in it."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -60,11 +72,23 @@ def build_grpc(server: Server, *, max_message_bytes: int) -> grpc.aio.Server:
         ("grpc.so_reuseport", 0),
     ]
     grpc_server = grpc.aio.server(options=options)
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Servicer(server), grpc_server)
+    servicer = _Servicer(server)
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(
+            getattr(servicer, name),
+            request_deserializer=getattr(service_pb2, f"{name}Request").FromString,
+            response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
+        )
+        for name in RPCS
+    }
+    service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers)
+    grpc_server.add_generic_rpc_handlers((service,))
     return grpc_server
 
 
-class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+class _Servicer:
+    """One method for each of `RPCS`; gRPC itself answers UNIMPLEMENTED to all others."""
+
     def __init__(self, server: Server):
         self._server = server
 
@@ -105,7 +129,10 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:
         try:
-            return render_infer(await self._server.infer(parse_infer(request)))
+            received = monotonic()
+            call = parse_infer(request)
+            call.stamps.received = received
+            return render_infer(await self._server.infer(call))
         except Exception as error:
             await _abort(context, error)
 
@@ -119,7 +146,6 @@ def parse_infer(message: Any) -> InferRequest:
         inputs=_inputs(message),
         outputs=tuple(dict.fromkeys(output.name for output in message.outputs)),
     )
-    request.stamps.received = monotonic()
     for output in message.outputs:
         _refuse_unsupported(f"output {output.name!r}", output.parameters)
     for key, parameter in message.parameters.items():
@@ -217,5 +243,5 @@ async def _abort(context: Context, error: Exception) -> NoReturn:
         message = "inference failed; the server's log has the cause"
         if not isinstance(error, SlipwayError):
             log.error("unexpected error", exc_info=error)
-    await context.abort(status, message)
+    await context.abort(status, message[:MAX_MESSAGE_CHARACTERS])
     raise AssertionError("abort returned. This is a bug.")

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from serving import __version__
-from serving.errors import InvalidRequest, Unsupported
+from serving.errors import InvalidRequest, Unsupported, shown
 from serving.fronts.asgi import JSON, Headers, describe, error_body, read_body, respond
 from serving.fronts.protobuf_json import to_plain
 from serving.fronts.v2_tensors import (
@@ -253,8 +253,11 @@ def _parse_json(text: bytes) -> object:
         # The protocol's clients write not-a-number and infinities as bare tokens.
         if b"NaN" in text or b"Infinity" in text:
             try:
-                return json.loads(text)
-            except (ValueError, RecursionError):
+                document: object = json.loads(text)
+                # Refuses what orjson would not have read: lone surrogates, huge integers.
+                orjson.dumps(document)
+                return document
+            except (ValueError, TypeError, RecursionError):
                 pass
         raise InvalidRequest(f"failed to parse the request JSON buffer: {error}") from None
 
@@ -272,13 +275,13 @@ _JSON_TYPES: Mapping[type, str] = {str: "a string", int: "an integer", bool: "tr
 
 def _object(where: str, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InvalidRequest(f"{where} must be a JSON object, got {value!r:.40}")
+        raise InvalidRequest(f"{where} must be a JSON object, got {shown(value)}")
     return value
 
 
 def _list(where: str, value: object) -> list[Any]:
     if not isinstance(value, list):
-        raise InvalidRequest(f"{where} must be an array, got {value!r:.40}")
+        raise InvalidRequest(f"{where} must be an array, got {shown(value)}")
     return value
 
 
@@ -291,7 +294,7 @@ def _required(where: str, document: Mapping[str, Any], key: str) -> object:
 def _field(where: str, document: Mapping[str, Any], key: str, kind: type[T]) -> T:
     value = _required(where, document, key)
     if type(value) is not kind:
-        raise InvalidRequest(f"{where}.{key} must be {_JSON_TYPES[kind]}, got {value!r:.40}")
+        raise InvalidRequest(f"{where}.{key} must be {_JSON_TYPES[kind]}, got {shown(value)}")
     return value
 
 

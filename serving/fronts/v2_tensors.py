@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, shown
 from serving.types import DATATYPES, NUMPY_TYPES, Array
 
 Buffer = bytes | bytearray | memoryview
@@ -29,15 +29,15 @@ def check_spec(name: str, datatype: object, shape: object) -> tuple[str, tuple[i
     if not isinstance(datatype, str) or datatype not in NUMPY_TYPES:
         raise InvalidRequest(
             f"invalid datatype for input {name!r}: expected one of {', '.join(NUMPY_TYPES)},"
-            f" got {datatype!r:.40}"
+            f" got {shown(datatype)}"
         )
     sizes = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else None
     if sizes is None or len(sizes) > MAX_RANK or not all(_is_size(size) for size in sizes):
         raise InvalidRequest(
             f"invalid shape for input {name!r}: expected a list of integers of 0 or more,"
-            f" got {shape!r:.80}"
+            f" got {[shown(size) for size in sizes[:8]] if sizes else shown(shape)}"
         )
-    if math.prod(sizes) * NUMPY_TYPES[datatype].itemsize >= 2**63:
+    if math.prod(max(size, 1) for size in sizes) * NUMPY_TYPES[datatype].itemsize >= 2**63:
         raise InvalidRequest(f"invalid shape for input {name!r}: its byte size overflows")
     return datatype, sizes
 
@@ -74,7 +74,7 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) ->
         raise InvalidRequest(
             f"data of input {name!r} must be an array, got {_JSON_NAMES[type(data)]}"
         )
-    elements = _flattened(name, datatype, data)
+    elements = _flattened(name, datatype, shape, data)
     if datatype == "BYTES":
         values = _object_array([element.encode() for element in elements])
     else:
@@ -109,14 +109,20 @@ def _is_size(size: object) -> bool:
     return type(size) is int and size >= 0
 
 
-def _flattened(name: str, datatype: str, data: list[Any]) -> list[Any]:
+def _flattened(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -> list[Any]:
     """The innermost elements, all of types that the datatype takes."""
+    most = math.prod(max(size, 1) for size in shape)
     kinds = set(map(type, data))
-    while list in kinds:
+    while list in kinds and len(data) <= most:
         if len(kinds) > 1 or len(set(map(len, data))) > 1:
             raise InvalidRequest(f"data of input {name!r} is not a regular array")
         data = list(chain.from_iterable(data))
         kinds = set(map(type, data))
+    if len(data) > most:
+        raise InvalidRequest(
+            f"data of input {name!r} has {len(data)} elements or more,"
+            f" but shape {list(shape)} takes {math.prod(shape)}"
+        )
     allowed, expected = _ELEMENTS[NUMPY_TYPES[datatype].kind]
     for wrong in kinds - allowed:
         raise InvalidRequest(

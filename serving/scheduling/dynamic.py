@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 
@@ -85,21 +84,20 @@ class DynamicScheduler:
             self._decide_soon()
             raise
 
-    async def stop(self, grace_s: float = math.inf) -> None:
-        """Refuse new requests, finish the accepted ones; after `grace_s` fail those that wait.
-
-        A run of the engine cannot be interrupted and is always awaited.
-        """
+    def give_up(self) -> None:
+        """Refuse new requests and fail those that wait. What runs goes on."""
         self._stopping = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(None if grace_s == math.inf else grace_s):
-                await self._idle.wait()
         for entry in self._policy.clear():
             _fail(entry, Unavailable("the server stopped before this request's turn"))
-        if self._runs:
-            await asyncio.wait(self._runs)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._decide_soon()
+
+    async def stop(self) -> None:
+        """Refuse new requests and finish the accepted ones.
+
+        That takes as long as they take: a run of the engine cannot be interrupted.
+        """
+        self._stopping = True
+        await self._idle.wait()
 
     def _decide_soon(self) -> None:
         """Decide once in the next turn of the loop, when all that came in this one is queued."""

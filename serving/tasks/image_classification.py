@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,16 @@ PREPROCESSING_FILE = "preprocessing.json"
 LABELS_FILE = "labels.txt"
 
 
+Mode = Literal["L", "RGB"]
+Resample = Literal["box", "bilinear", "bicubic", "lanczos"]
+Background = Literal["any", "dark"]
+_CHOICES = {
+    "mode": get_args(Mode),
+    "resample": get_args(Resample),
+    "background": get_args(Background),
+}
+
+
 @dataclass(frozen=True)
 class ImagePreprocessing:
     """How a picture becomes the model's input. Normalisation is not here: it is in the graph.
@@ -47,9 +58,18 @@ class ImagePreprocessing:
 
     height: int
     width: int
-    mode: Literal["L", "RGB"]
-    resample: Literal["box", "bilinear", "bicubic", "lanczos"] = "bilinear"
-    background: Literal["any", "dark"] = "any"
+    mode: Mode
+    resample: Resample = "bilinear"
+    background: Background = "any"
+
+    def __post_init__(self) -> None:
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{field} must be one of {choices}, got {getattr(self, field)!r}")
+        if not (isinstance(self.height, int) and isinstance(self.width, int)):
+            raise ValueError(f"height and width must be integers, got {self.height}, {self.width}")
+        if min(self.height, self.width) < 1:
+            raise ValueError(f"height and width must be 1 or more, got {self.height}, {self.width}")
 
     @property
     def channels(self) -> int:
@@ -150,7 +170,7 @@ def _open(body: bytes) -> Image.Image:
         raise InvalidRequest(
             f"the body is not an image; expected the bytes of one of {expected}"
         ) from None
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooLarge(
             f"the image has too many pixels; the limit is {MAX_MEGAPIXELS} megapixels"
         ) from None
@@ -174,15 +194,17 @@ def _check_size(image: Image.Image) -> None:
 
 def _flatten(image: Image.Image) -> Image.Image:
     """Upright, eight bits a channel, and opaque on white."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
-        values = np.asarray(upright, dtype=np.float64)
-        full_scale = 65535.0 if values.max(initial=0.0) > 255 else 255.0
-        return Image.fromarray((values * (255.0 / full_scale)).clip(0, 255).astype(np.uint8))
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except (SyntaxError, struct.error, ValueError, TypeError, KeyError, OSError):
+        upright = image  # a damaged note on orientation says nothing about the pixels
+    if upright.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(upright, dtype=np.uint16) >> 8).astype(np.uint8))
     if upright.has_transparency_data:
         coloured = upright.convert("RGBA")
-        white = Image.new("RGBA", coloured.size, "white")
-        return Image.alpha_composite(white, coloured).convert("RGB")
+        on_white = Image.new("RGB", coloured.size, "white")
+        on_white.paste(coloured, mask=coloured.getchannel("A"))
+        return on_white
     return upright
 
 

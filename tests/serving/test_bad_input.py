@@ -10,6 +10,8 @@ from typing import Any
 
 import grpc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -36,6 +38,12 @@ def infer(**changes: Any) -> bytes:
         else:
             target[key] = value
     return json.dumps(request).encode()
+
+
+def with_both() -> bytes:
+    document = json.loads(infer())
+    document["inputs"][0]["parameters"] = {"binary_data_size": 16}
+    return json.dumps(document).encode()
 
 
 BAD_REQUESTS: dict[str, tuple[str, bytes, dict[str, str], int, str]] = {
@@ -96,12 +104,47 @@ BAD_REQUESTS: dict[str, tuple[str, bytes, dict[str, str], int, str]] = {
     "empty": ("double", b"", {}, 400, "failed to parse the request JSON buffer"),
     "JSON but no object": ("double", b"[]", {}, 400, "the request must be a JSON object"),
     "nested without end": ("double", b"[" * 250_000, {}, 400, "failed to parse"),
-    "truncated binary": (
+    "data and binary data": (
         "double",
-        (json_part := infer(data=None, parameters={"binary_data_size": 16})) + b"\0" * 7,
+        (json_part := with_both()) + b"\0" * 16,
         {"Inference-Header-Content-Length": str(len(json_part))},
         400,
         "only one of the following fields",
+    ),
+    "zero times overflow": (
+        "double",
+        infer(shape=[0, 2**62, 2**62], data=[]),
+        {},
+        400,
+        "overflows",
+    ),
+    "a name that is a deep tree": (
+        "double",
+        b'{"inputs":[{"name":' + b"[" * 900 + b"]" * 900 + b"}]}",
+        {},
+        400,
+        "inputs[0].name must be a string, got an array",
+    ),
+    "many empty arrays": (
+        "double",
+        infer(data=[[] for _ in range(100_000)]),
+        {},
+        400,
+        "has 100000 elements or more",
+    ),
+    "half a surrogate pair, and NaN": (
+        "double",
+        b'{"id":"\\ud800","inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[NaN]}]}',
+        {},
+        400,
+        "failed to parse",
+    ),
+    "a timeout of 400 digits, and NaN": (
+        "double",
+        b'{"parameters":{"timeout":1' + b"0" * 400 + b'},"inputs":[NaN]}',
+        {},
+        400,
+        "failed to parse",
     ),
     "header beyond the body": (
         "double",
@@ -255,6 +298,12 @@ def grpc_request(**changes: Any) -> Any:
 
 
 BAD_MESSAGES = {
+    "zero times overflow": (
+        grpc_request(shape=[0, 2**62, 2**62], raw=[b""]),
+        "INVALID_ARGUMENT",
+        "overflows",
+    ),
+    "a very long name": (grpc_request(name="z" * 20_000), "INVALID_ARGUMENT", "unexpected"),
     "unknown model": (grpc_request(model_name="nobody"), "NOT_FOUND", "unknown model"),
     "unknown version": (grpc_request(model_version="7"), "NOT_FOUND", "version 7"),
     "wrong name": (grpc_request(name="z"), "INVALID_ARGUMENT", "unexpected inference input 'z'"),
@@ -289,6 +338,44 @@ def assert_tells_nothing_private(message: str) -> None:
     assert "Traceback" not in message
     assert ".py" not in message
     assert not any(word.startswith("/") and not word.startswith("/v2") for word in message.split())
+
+
+fields = st.sampled_from(
+    ["inputs", "outputs", "name", "shape", "datatype", "data", "parameters", "id", "timeout"]
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(fields, children, max_size=4),
+    max_leaves=12,
+)
+tensor_like = st.fixed_dictionaries(
+    {
+        "name": st.just("x"),
+        "shape": json_values | st.lists(st.integers(0, 5), max_size=3),
+        "datatype": st.sampled_from(["FP32", "BYTES", "INT8", "BOOL", "x"]) | json_values,
+        "data": json_values,
+    }
+)
+documents = json_values | st.fixed_dictionaries(
+    {"inputs": st.lists(tensor_like, max_size=2)},
+    optional={"id": json_values, "parameters": json_values, "outputs": json_values},
+)
+
+
+@given(documents.map(json.dumps).map(str.encode) | st.binary(max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_no_body_makes_the_server_fail(server: RunningServer, body: bytes) -> None:
+    status, answer = post(server, "/v2/models/double/infer", body)
+    assert status in (200, 400, 501), answer
+
+
+def test_grpc_answers_unimplemented_quietly(server: RunningServer) -> None:
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as refusal:
+            stub.ModelStatistics(service_pb2.ModelStatisticsRequest())
+    assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert [line for line in server.log if "NotImplementedError" in str(line)] == []
 
 
 def every_code() -> set[str]:

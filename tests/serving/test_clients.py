@@ -14,7 +14,7 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
-from tests.support import ONNX_TYPES, RunningServer, metric, sample
+from tests.support import ONNX_TYPES, RunningServer, await_true, metric, sample
 
 CLIENTS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 ASYNC_CLIENTS = {"http": tritonclient.http.aio, "grpc": tritonclient.grpc.aio}
@@ -157,7 +157,7 @@ def test_a_failing_model_is_an_internal_error_that_tells_nothing(
     with connect(server, protocol) as client, pytest.raises(InferenceServerException) as failure:
         client.infer("failing", [tensor(protocol, sample("FP32", (1, 4)), "FP32")])
     assert "server's log has the cause" in str(failure.value)
-    assert any("fails, as configured" in str(line) for line in server.events("inference failed"))
+    await_true(lambda: "fails, as configured" in str(server.events("inference failed")))
 
 
 @pytest.mark.parametrize("protocol", CLIENTS)

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from serving.errors import InvalidRequest, TooLarge
+from serving.errors import InvalidRequest, ModelLoadError, TooLarge
 from serving.tasks.image_classification import ImageClassification, ImagePreprocessing
 from tests.conftest import SHIPPED
 from tests.support import RunningServer, call
@@ -21,6 +22,10 @@ from tests.support import RunningServer, call
 GREY = ImagePreprocessing(8, 8, "L", "box", "dark")
 COLOUR = ImagePreprocessing(8, 6, "RGB")
 EXAMPLE = SHIPPED / "digits" / "1" / "example.png"
+
+
+EXIF = Image.Exif()
+EXIF[0x0112] = 6  # the camera was held on its side
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -45,12 +50,12 @@ def test_every_format_gives_the_same_picture(mode: str, kind: str) -> None:
     np.testing.assert_allclose(got.astype(int), expected.astype(int), atol=12)
 
 
-@pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA", "CMYK", "I;16", "I", "F"])
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA", "CMYK", "I;16"])
 def test_every_mode_is_understood(mode: str) -> None:
     if mode == "I;16":
         image = Image.fromarray(np.asarray(stripes("L")).astype(np.uint16) * 257)
     else:
-        image = stripes(mode if mode not in ("I", "F") else "L").convert(mode)
+        image = stripes(mode)
     np.testing.assert_allclose(
         GREY.fit(image).astype(int), GREY.fit(stripes("L")).astype(int), atol=2
     )
@@ -76,17 +81,37 @@ def test_transparent_is_white() -> None:
 
 def test_a_turned_photo_is_turned_back() -> None:
     upright = stripes("RGB", (48, 64))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held on its side
-    sideways = encoded(upright.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+    sideways = encoded(upright.transpose(Image.Transpose.ROTATE_90), "PNG", exif=EXIF)
     assert np.array_equal(COLOUR.decode(sideways), COLOUR.fit(upright))
 
 
+def test_a_dark_picture_of_16_bits_stays_dark() -> None:
+    dark = Image.fromarray(np.full((32, 32), 200, np.uint16))
+    assert GREY.decode(encoded(dark)).max() == 0
+
+
+def test_a_damaged_note_on_orientation_is_ignored() -> None:
+    body = encoded(stripes("L"), "PNG", exif=b"Exif\0\0garbage")
+    assert np.array_equal(GREY.decode(body), GREY.fit(stripes("L")))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ['{"height": 8, "width": 8, "mode": "X"}', '{"height": 8}', '{"height": "8"', "[]", "3"],
+)
+def test_unusable_settings_stop_the_load(tmp_path: Path, settings: str) -> None:
+    (tmp_path / "preprocessing.json").write_text(settings)
+    with pytest.raises(ModelLoadError, match=r"preprocessing\.json: unusable"):
+        ImagePreprocessing.load(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow remarks on damaged files
 @given(st.binary(max_size=300), st.sampled_from(["", "PNG", "JPEG", "GIF", "WEBP", "BMP"]))
 def test_any_bytes_are_a_picture_or_a_clear_refusal(noise: bytes, kind: str) -> None:
     body = noise
     if kind:
-        whole = bytearray(encoded(stripes("RGB"), kind))
+        exif = {"exif": EXIF} if kind in ("PNG", "JPEG", "WEBP") else {}
+        whole = bytearray(encoded(stripes("RGB"), kind, **exif))
         for at, byte in enumerate(noise):
             whole[(at * 7 + byte) % len(whole)] ^= byte
         body = bytes(whole)

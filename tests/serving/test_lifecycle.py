@@ -7,8 +7,6 @@ import http.client
 import json
 import signal
 import socket
-import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import tritonclient.http
 
 from tests.support import (
     RunningServer,
+    await_true,
     call,
     config,
     metric,
@@ -39,7 +38,8 @@ def ask(server: RunningServer, protocol: str, model: str, value: float) -> float
 
 
 def test_sigterm_with_requests_in_flight_loses_none(tmp_path: Path) -> None:
-    write_fake(tmp_path, "slow", delay_ms=2000, max_batch_size=16)
+    wait = "dynamic_batching { max_queue_delay_microseconds: 4000000 }"
+    write_fake(tmp_path, "slow", delay_ms=500, extra=wait)
     with (
         serving(tmp_path) as server,
         concurrent.futures.ThreadPoolExecutor(50) as pool,
@@ -48,12 +48,11 @@ def test_sigterm_with_requests_in_flight_loses_none(tmp_path: Path) -> None:
         assert ready(kept) == 200
         protocols = ["http", "grpc"] * 25
         answers = [pool.submit(ask, server, p, "slow", i) for i, p in enumerate(protocols)]
-        # At most sixteen run, so all others have arrived when this many wait.
-        await_true(lambda: metric(server, "nv_inference_pending_request_count") >= 34)
+        await_true(lambda: metric(server, "nv_inference_pending_request_count") == 50)
         server.process.send_signal(signal.SIGTERM)
         await_true(lambda: bool(server.events("draining")))
         assert ready(kept) == 400
-        assert not any(answer.done() for answer in answers[16:])
+        assert not any(answer.done() for answer in answers)
         assert [answer.result(30) for answer in answers] == list(range(50))
         assert server.process.wait(30) == 0
         assert server.events("stopped")
@@ -66,11 +65,24 @@ def ready(connection: http.client.HTTPConnection) -> int:
     return response.status
 
 
-def await_true(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to pass"
-        time.sleep(0.005)
+def test_who_still_waits_when_the_time_is_up_is_told_so(tmp_path: Path) -> None:
+    write_fake(tmp_path, "slow", delay_ms=3000, max_batch_size=1)
+    with (
+        serving(tmp_path, "--exit-timeout-secs", "1") as server,
+        concurrent.futures.ThreadPoolExecutor(4) as pool,
+    ):
+        body = json.dumps(
+            {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+        ).encode()
+        path = "/v2/models/slow/infer"
+        answers = [pool.submit(call, server.http_port, "POST", path, body) for _ in range(4)]
+        await_true(lambda: metric(server, "nv_inference_pending_request_count") == 3)
+        server.process.send_signal(signal.SIGTERM)
+        for answer in answers:
+            status, text = answer.result(30)
+            assert (status, b"the server stopped before" in text) == (503, True), text
+        assert server.process.wait(30) == 0
+        assert not server.events("text")
 
 
 def test_an_idle_server_stops_at_once_with_code_0(tmp_path: Path) -> None:
@@ -116,6 +128,36 @@ BROKEN = {
         lambda path: (write_model(path, "bad") / "1" / "model.onnx").write_bytes(b"no graph"),
         "bad/1/model.onnx: ONNX Runtime cannot load it",
     ),
+    "default priority without levels": (
+        lambda path: write_config(
+            path, "bad", config(extra="dynamic_batching { default_priority_level: 5 }")
+        ),
+        "bad/config.pbtxt:6: dynamic_batching.default_priority_level needs priority_levels",
+    ),
+    "unknown number of an enum": (
+        lambda path: write_config(path, "bad", config(extra="instance_group { kind: 99 }")),
+        "bad/config.pbtxt:6: instance_group.kind has the unknown value 99",
+    ),
+    "wrong size in the output": (
+        lambda path: write_config(
+            path, "bad", config().replace('"y" data_type: TYPE_FP32 dims: [4]', '"y" dims: [0]')
+        ),
+        "bad/config.pbtxt:5: output[0]",
+    ),
+    "manifest of another kind": (
+        lambda path: (write_model(path, "bad") / "1" / "manifest.json").write_text(
+            '{"sha256": {"model.onnx": 5}}'
+        ),
+        "bad/1/model.onnx: damaged or changed",
+    ),
+    "settings that are no numbers": (
+        lambda path: write_fake(path, "bad", delay_ms="soon"),
+        "bad/config.pbtxt: parameters: could not convert string to float: 'soon'",
+    ),
+    "wider than the graph": (
+        lambda path: write_model(path, "bad", dims="[-1]"),
+        "bad/config.pbtxt: input 'x' is declared with shape [-1,-1]",
+    ),
     "shape that disagrees": (
         lambda path: write_model(path, "bad", dims="[5]"),
         "bad/config.pbtxt: input 'x' is declared with shape [-1,5]",
@@ -148,6 +190,7 @@ def test_a_broken_model_stops_the_start_or_stands_beside_the_good(
         assert call(server.http_port, "GET", "/v2/health/ready")[0] == 200
         index = json.loads(call(server.http_port, "POST", "/v2/repository/index")[1])
         assert {m["name"]: m["state"] for m in index} == {"good": "READY", "bad": "UNAVAILABLE"}
+        assert str(tmp_path) not in json.dumps(index)
         status, answer = call(server.http_port, "POST", "/v2/models/bad/infer", b'{"inputs":[]}')
         assert (status, b"has no available versions" in answer) == (404, True)
 

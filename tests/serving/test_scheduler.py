@@ -148,15 +148,16 @@ async def test_stop_finishes_what_was_accepted_and_refuses_the_rest() -> None:
     await stopping
 
 
-async def test_stop_is_bounded() -> None:
-    engine = Doubler(pause_s=0.2)
+async def test_giving_up_fails_what_waits_and_lets_run_what_runs() -> None:
+    engine = Doubler(pause_s=0.1)
     batches = scheduler(engine, max_rows=1)
     tasks = [asyncio.create_task(batches.infer(request(i), 1)) for i in range(50)]
-    await asyncio.sleep(0.01)
-    await batches.stop(grace_s=0.05)
+    await asyncio.sleep(0.02)
+    batches.give_up()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     kinds = Counter(type(outcome) for outcome in outcomes)
     assert kinds == {dict: 1, Unavailable: 49}
+    await batches.stop()
     assert engine.running == 0
 
 
