@@ -1,0 +1,1 @@
+"""Train models, export them, prove the export, publish it into a model repository."""
