@@ -1,0 +1,239 @@
+"""The commands that make a model: train, export, quantize, publish."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from training.data import LabelledImages
+    from training.data.split import Split
+    from training.recipe import Recipe
+    from training.runs import RunDirectory
+    from training.verify import ParityReport
+
+# torch, scikit-learn and matplotlib take seconds to import, so each command imports what it needs
+# when it runs, and --help answers at once.
+
+RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path))
+DATA = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the run's pictures are now, if they moved.",
+)
+
+
+@click.command(short_help="Train a model and report how good it is.")
+@click.argument("recipe", metavar="RECIPE")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where everything is written.  [default: runs/ and the recipe's name]",
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --run-dir where it stopped.")
+@click.option("--tiny", is_flag=True, help="Seconds instead of minutes, to see that it works.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Your own pictures: a folder with one folder per class.",
+)
+@click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="GPUs, or processes on the CPU, that share each batch.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Replace one setting of the recipe; may be repeated.",
+)
+def train(
+    recipe: str,
+    run_dir: Path | None,
+    resume: bool,
+    tiny: bool,
+    data: Path | None,
+    devices: int,
+    settings: tuple[str, ...],
+) -> None:
+    """Train the model that RECIPE describes. There is one recipe: digits.
+
+    The settings are printed before training starts; each can be replaced with --set. A run that
+    was stopped, however roughly, continues with --resume and ends with the same weights.
+
+    \b
+    Examples:
+      slipway train digits
+      slipway train digits --set optimizer.learning_rate=0.002 --set epochs=80
+      slipway train digits --data flowers/ --run-dir runs/flowers --set data.height=64 \\
+          --set data.width=64
+    """
+    from training.recipe import override
+    from training.recipes import find_recipe
+
+    chosen = override(find_recipe(recipe)(tiny=tiny, own_pictures=data is not None), settings)
+    click.echo(chosen.text() + "\n")
+
+    from training.checkpoint import load_model
+    from training.data import hash_images, open_images, split_images
+    from training.report import report
+    from training.runs import Origin, RunDirectory
+    from training.trainer import fit
+
+    run = RunDirectory(run_dir or Path("runs", recipe))
+    images = open_images(chosen.data, data)
+    split = split_images(images)
+    origin = Origin(
+        command=_train_command(recipe, run.path, tiny, data, devices, settings),
+        directory=str(data.resolve()) if data else None,
+        data_hash=hash_images(images),
+        split_hash=split.hash,
+    )
+    run.begin(chosen, origin, resume=resume)
+    state = fit(chosen, images, split, run, devices)
+    run.labels.write_text("".join(f"{label}\n" for label in images.labels), encoding="utf-8")
+    chosen.data.preprocessing.save(run.path)
+    result = report(load_model(run.checkpoint), images, split, state)
+    result.save(run.report)
+
+    click.echo(f"\nepoch {result.epoch}: validation accuracy {result.validation_accuracy:.4f}")
+    click.echo(
+        f"held-out accuracy {result.held_out.accuracy:.4f}, {result.held_out.pictures} pictures"
+    )
+    if result.baseline is not None:
+        click.echo(
+            f"held-out accuracy {result.baseline.held_out_accuracy:.4f}, {result.baseline.setting}"
+        )
+    click.echo(f"made {run.path}: recipe, metrics, curves, checkpoint, report")
+    click.echo(f"next: slipway export {run.path}")
+
+
+@click.command(short_help="Turn a trained model into a graph, and prove them equal.")
+@RUN_DIR
+@DATA
+def export(run_dir: Path, data: Path | None) -> None:
+    """Export the model in RUN_DIR to ONNX and compare the two, as served.
+
+    Writes RUN_DIR/export/float32 with the graph and its parity report. Fails, naming the check,
+    if the graph is not the model.
+
+    \b
+    Example:
+      slipway export runs/digits
+    """
+    from training.export import export as export_run
+    from training.runs import RunDirectory
+
+    run = RunDirectory(run_dir)
+    parity = export_run(run, *_reopen(run, data))
+    _tell(parity)
+    click.echo(f"made {run.export(parity.precision)}")
+    click.echo(f"next: slipway publish {run.path} --model-repository model_repo")
+
+
+@click.command(short_help="Make the exported graph smaller, with eight-bit integers.")
+@RUN_DIR
+@DATA
+def quantize(run_dir: Path, data: Path | None) -> None:
+    """Quantise the float32 export in RUN_DIR to int8, and measure what it costs and gains.
+
+    Calibrated on training pictures. Writes RUN_DIR/export/int8 with a parity report of its own.
+    Fails if more held-out accuracy is lost than the recipe accepts.
+
+    \b
+    Example:
+      slipway quantize runs/digits
+    """
+    from training.quantize import quantize as quantize_run
+    from training.runs import RunDirectory
+
+    run = RunDirectory(run_dir)
+    parity = quantize_run(run, *_reopen(run, data))
+    _tell(parity)
+    click.echo(f"made {run.export(parity.precision)}")
+    click.echo(f"next: slipway publish {run.path} --model-repository model_repo --precision int8")
+
+
+@click.command(short_help="Put an exported model into a model repository.")
+@RUN_DIR
+@click.option(
+    "--model-repository",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Made if it is not there.",
+)
+@click.option("--name", help="The model's name.  [default: the recipe's]")
+@click.option(
+    "--precision", type=click.Choice(["float32", "int8"]), default="float32", show_default=True
+)
+def publish(run_dir: Path, model_repository: Path, name: str | None, precision: str) -> None:
+    """Publish the export in RUN_DIR as the model's next version.
+
+    Refused without a passing parity report, and when the model's config.pbtxt promises other
+    inputs, outputs or labels than this version has.
+
+    \b
+    Example:
+      slipway publish runs/digits --model-repository model_repo
+    """
+    from training.publish import publish as publish_run
+    from training.runs import RunDirectory
+
+    version = publish_run(RunDirectory(run_dir), model_repository, name, precision)
+    click.echo(f"made {version}")
+    click.echo(f"next: slipway serve --model-repository {model_repository}")
+
+
+def _reopen(run: RunDirectory, data: Path | None) -> tuple[Recipe, LabelledImages, Split]:
+    """The recipe and the pictures of a finished run."""
+    from training.data import hash_images, open_images, split_images
+    from training.errors import RunError
+
+    recipe, origin = run.load()
+    directory = data or (Path(origin.directory) if origin.directory else None)
+    images = open_images(recipe.data, directory)
+    if hash_images(images) != origin.data_hash:
+        raise RunError(
+            f"the pictures{f' in {directory}' if directory else ''} are not those that {run.path}"
+            " was trained on; restore them, or say where they are with --data"
+        )
+    return recipe, images, split_images(images)
+
+
+def _tell(parity: ParityReport) -> None:
+    for check in parity.checks:
+        click.echo(f"passed  {check.name}: {_short(check.measured)}, limit {_short(check.limit)}")
+    for name, value in parity.measurements.items():
+        click.echo(f"        {name}: {_short(value)}")
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _train_command(
+    recipe: str,
+    run_dir: Path,
+    tiny: bool,
+    data: Path | None,
+    devices: int,
+    settings: tuple[str, ...],
+) -> str:
+    """The command line that makes this run, as its card shows it."""
+    from training.runs import shown
+
+    words = ["slipway", "train", recipe, "--run-dir", shown(run_dir)]
+    words += ["--tiny"] if tiny else []
+    words += ["--data", shown(data)] if data else []
+    words += ["--devices", str(devices)] if devices > 1 else []
+    words += [word for setting in settings for word in ("--set", setting)]
+    return shlex.join(words)
