@@ -47,4 +47,5 @@ def test_every_file_that_it_names_exists() -> None:
 
 
 def test_it_has_examples() -> None:
-    assert blocks("python") and blocks("bash")
+    assert blocks("python")
+    assert blocks("bash")
