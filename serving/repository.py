@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.config import CONFIG_FILE, ModelConfig, read_config
+from serving.config import ModelConfig
 from serving.errors import ConfigError, ModelLoadError, OperatorError
+from serving.pbtxt import CONFIG_FILE, read_config
 
 MANIFEST_FILE = "manifest.json"
 

@@ -11,7 +11,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from serving.config import CONFIG_FILE, read_config
+from serving.pbtxt import CONFIG_FILE, read_config
 from serving.tasks.image_classification import INPUT, LABELS_FILE, OUTPUT
 from serving.types import DYNAMIC, TensorSpec
 from training import durable
@@ -237,7 +237,7 @@ output {{
   label_filename: "{LABELS_FILE}"
 }}
 dynamic_batching {{
-  max_queue_delay_microseconds: 1000
+  max_queue_delay_microseconds: 2000
 }}
 parameters {{
   key: "task"

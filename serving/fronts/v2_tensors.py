@@ -35,7 +35,7 @@ def check_spec(name: str, datatype: object, shape: object) -> tuple[str, tuple[i
     if sizes is None or len(sizes) > MAX_RANK or not all(_is_size(size) for size in sizes):
         raise InvalidRequest(
             f"invalid shape for input {name!r}: expected a list of integers of 0 or more,"
-            f" got {[shown(size) for size in sizes[:8]] if sizes else shown(shape)}"
+            f" got {shown(shape) if sizes is None else _listed(sizes)}"
         )
     if math.prod(max(size, 1) for size in sizes) * NUMPY_TYPES[datatype].itemsize >= 2**63:
         raise InvalidRequest(f"invalid shape for input {name!r}: its byte size overflows")
@@ -103,6 +103,11 @@ def to_json(name: str, tensor: Array) -> bytes:
         if not np.isfinite(flat).all():
             return json.dumps(flat.tolist()).encode()
     return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _listed(sizes: tuple[object, ...]) -> str:
+    more = ", …" if len(sizes) > 8 else ""
+    return f"[{', '.join(map(shown, sizes[:8]))}{more}]"
 
 
 def _is_size(size: object) -> bool:

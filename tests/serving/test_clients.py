@@ -141,7 +141,9 @@ def test_64_concurrent_clients_get_what_they_get_alone(
             np.testing.assert_allclose(answer, expected, atol=1e-5)
     more_rows, more_runs = batches(server, model)
     assert more_rows - rows == clients * calls
-    assert (more_rows - rows) / (more_runs - runs) > 4
+    mean = (more_rows - rows) / (more_runs - runs)
+    print(f"{protocol}: {clients} clients, mean batch {mean:.1f}")
+    assert mean > 4
 
 
 def batches(server: RunningServer, model: str) -> tuple[float, float]:

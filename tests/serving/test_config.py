@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.config import Batching, InstanceKind, QueuePolicy, TimeoutAction, read_config
+from serving.config import Batching, InstanceKind, QueuePolicy, TimeoutAction
 from serving.errors import ConfigError
+from serving.pbtxt import read_config
 from tests.support import config, write_config
 
 
