@@ -54,7 +54,9 @@ def served(repository: Path) -> Iterator[tuple[int, int]]:
     try:
         assert process.stderr is not None
         for line in process.stderr:
-            event = json.loads(line) if line.startswith("{") else {"event": line.strip()}
+            event: dict[str, Any] = (
+                json.loads(line) if line.startswith("{") else {"event": line.strip()}
+            )
             print(*(f"{key}={value}" for key, value in event.items() if key != "timestamp"))
             if event["event"] == "serving":
                 yield event["http_port"], event["grpc_port"]

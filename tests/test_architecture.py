@@ -22,7 +22,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
 def test_import_contracts() -> None:
-    command = [Path(sys.executable).parent / "lint-imports", "--no-logo"]
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-logo"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 

@@ -7,6 +7,7 @@ import http.client
 import json
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def test_a_port_in_use_is_one_sentence(tmp_path: Path, port_option: str) -> None
     assert "Traceback" not in result.stderr
 
 
-BROKEN = {
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "syntax": (lambda path: write_config(path, "bad", 'backend "x\n'), "bad/config.pbtxt:1: "),
     "unknown field": (
         lambda path: write_config(path, "bad", config() + "\nbatch_size: 3\n"),
