@@ -3,6 +3,9 @@
 SlipwayError
 ├── RequestError              the caller must change something
 │   ├── InvalidRequest        a field is wrong; the message names it
+│   │   └── Malformed         not even the protocol's grammar (Triton calls that its own fault)
+│   ├── AlreadyExists         the name is taken
+│   ├── Restricted            this call needs a key, and it was not given
 │   ├── TooLarge              over a size limit
 │   ├── NotFound              no such model or version
 │   └── Unsupported           the protocol has it, this server or model does not
@@ -12,6 +15,8 @@ SlipwayError
 │   ├── Cancelled             the caller went away
 │   └── Unavailable           the model or the server is not ready
 ├── InferenceFailed           the model failed while it computed
+├── LoadFailed                a model that was asked for cannot be loaded; the message says why
+│   └── NotInRepository       nothing loadable is there under that name
 └── OperatorError             the person who runs the server must change something
     ├── ConfigError           config.pbtxt: file, line, field
     └── ModelLoadError        a model version that cannot be loaded
@@ -48,6 +53,18 @@ class InvalidRequest(RequestError):
     code = "invalid_argument"
 
 
+class Malformed(InvalidRequest):
+    code = "malformed"
+
+
+class AlreadyExists(RequestError):
+    code = "already_exists"
+
+
+class Restricted(RequestError):
+    code = "restricted"
+
+
 class TooLarge(RequestError):
     code = "too_large"
 
@@ -81,7 +98,21 @@ class Unavailable(Unserved):
 
 
 class InferenceFailed(SlipwayError):
+    """The message is an engine's, so it is logged and not told; `where` may be told."""
+
     code = "internal"
+
+    def __init__(self, message: str, *, where: str = ""):
+        super().__init__(message)
+        self.where = where
+
+
+class LoadFailed(SlipwayError):
+    code = "load_failed"
+
+
+class NotInRepository(LoadFailed):
+    code = "not_in_repository"
 
 
 class OperatorError(SlipwayError):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -28,6 +30,7 @@ NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
     "FP16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
     "BYTES": np.dtype(np.object_),
@@ -45,6 +48,8 @@ class TensorSpec:
     name: str
     datatype: str
     shape: tuple[int, ...]
+    optional: bool = False
+    """An input that a request may leave out."""
 
     def admits(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of this shape fits."""
@@ -70,6 +75,30 @@ class Stamps:
     """The engine returned."""
     answered: float = 0.0
     """The outputs were cut into rows and handed back."""
+    looked_up: float = 0.0
+    """The response cache was asked; the time before it is the model's, if it has a cache."""
+    cached: bool = False
+    """The cache had the answer: the stages from `queued` to `computed` were not reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of an engine: its rows, and when its stages began and ended (see `Stamps`)."""
+
+    rows: int
+    batched: float
+    started: float
+    computed: float
+    answered: float
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStep:
+    """A request's place in a sequence of requests. Integer ids and text ids never collide."""
+
+    id: int | str
+    start: bool = False
+    end: bool = False
 
 
 @dataclass(slots=True)
@@ -78,7 +107,8 @@ class InferRequest:
 
     `inputs` keeps the caller's tensors with their batch dimension. `outputs` names what is wanted;
     empty means everything. `timeout_s` and `priority` are the caller's wishes (0 is "none"): the
-    model's queue policy decides what they are worth.
+    model's queue policy decides what they are worth. `deadline`, in seconds of the monotonic
+    clock, is no wish: nobody listens any more after it.
     """
 
     model_name: str
@@ -88,14 +118,19 @@ class InferRequest:
     id: str = ""
     priority: int = 0
     timeout_s: float = 0.0
+    deadline: float = inf
+    sequence: SequenceStep | None = None
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    """What the protocol does not know, for the model."""
     stamps: Stamps = field(default_factory=Stamps)
 
 
 @dataclass(slots=True)
 class InferResponse:
-    """The answer: output tensors by name, in the model's order."""
+    """The answer, or one of several: output tensors by name, in the model's order."""
 
     model_name: str
     model_version: str
     outputs: Tensors
     id: str = ""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
