@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from serving.engines.onnx import OnnxEngine
+from serving.engines.onnx import OnnxEngine, open_graph
 from serving.tasks.image_classification import INPUT, OUTPUT
 from serving.types import TensorSpec
 from training.data import Images, LabelledImages, sha256_hex
@@ -189,7 +189,7 @@ def hash_files(directory: Path) -> dict[str, str]:
 
 @asynccontextmanager
 async def _engine(graph: Path) -> AsyncIterator[OnnxEngine]:
-    engine = OnnxEngine(graph)
+    engine = open_graph(graph)
     try:
         yield engine
     finally:
@@ -205,7 +205,7 @@ def _interface(engine: OnnxEngine, config: ImageClassifierConfig) -> tuple[Check
     )
 
 
-def _text(tensors: list[TensorSpec]) -> str:
+def _text(tensors: Sequence[TensorSpec]) -> str:
     return ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in tensors)
 
 

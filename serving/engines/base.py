@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
-from serving.types import Tensors, TensorSpec
+from serving.types import Parameter, Tensors, TensorSpec
 
 
 class Engine(Protocol):
@@ -19,7 +19,7 @@ class Engine(Protocol):
     outputs: Sequence[TensorSpec]
 
     async def infer(self, inputs: Tensors) -> Tensors:
-        """Run the graph once; returns every output.
+        """Run the graph once; returns every output. Inputs whose spec is optional may be missing.
 
         Raises `InvalidRequest` for values that this engine cannot take; any other exception means
         that the run failed.
@@ -28,4 +28,18 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Release threads and memory. Nothing runs any more when this is called."""
+        ...
+
+
+class StreamingEngine(Engine, Protocol):
+    """An engine that can answer one request any number of times (a decoupled model)."""
+
+    def stream(
+        self, inputs: Tensors, parameters: Mapping[str, Parameter]
+    ) -> AsyncGenerator[Tensors, None]:
+        """The responses to one request, as they come; there may be none.
+
+        The work goes no further than the responses that are asked for, and `aclose` ends it at
+        once. Errors are those of `infer`; after one, the stream is over.
+        """
         ...

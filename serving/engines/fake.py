@@ -5,25 +5,38 @@
 - `delay_ms`: how long one run takes, whatever its batch (default 0);
 - `fail_every`: every n-th run raises (default: none does).
 
-Each output echoes the input at the same position, so a caller can tell whose answer it got.
+Each output echoes the input at the same position, or the last one, so a caller can tell whose
+answer it got. The state of a sequence stays what it is. The model behind it has whatever tensors
+the config gives it.
+
+A decoupled model answers once for every element of its first input, in order. The first output is
+that element, the second (if there is one) its index. `delay_ms` is then the pause before every
+response, and `fail_every` = n makes every n-th response of a stream raise. As in Triton's
+`repeat_int32`, an input `DELAY` holds the pause before each response and `WAIT` a last pause, in
+milliseconds.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from serving.config import ModelConfig
-from serving.errors import ModelLoadError
-from serving.types import Tensors
+from serving.errors import InvalidRequest, ModelLoadError
+from serving.types import DYNAMIC, NUMPY_TYPES, Array, Parameter, Tensors, TensorSpec
 
 
 class FakeEngine:
     """Echoes; counts what is running in `running` and keeps every batch's rows in `batch_rows`."""
 
     def __init__(self, config: ModelConfig, *, delay_s: float = 0.0, fail_every: int = 0):
-        self.inputs = config.inputs
-        self.outputs = config.outputs
+        self.inputs: Sequence[TensorSpec] = _inputs(config)
+        self.outputs: Sequence[TensorSpec] = [_in_model(spec, config) for spec in config.outputs]
+        self._states = config.sequences.states if config.sequences else ()
         self.running = 0
         self.batch_rows: list[int] = []
         self._delay_s = delay_s
@@ -31,7 +44,7 @@ class FakeEngine:
 
     async def infer(self, inputs: Tensors) -> Tensors:
         values = list(inputs.values())
-        self.batch_rows.append(len(values[0]))
+        self.batch_rows.append(len(values[0]) if values and values[0].ndim else 1)
         self.running += 1
         try:
             await asyncio.sleep(self._delay_s)
@@ -39,7 +52,36 @@ class FakeEngine:
                 raise RuntimeError(f"run {len(self.batch_rows)} fails, as configured")
         finally:
             self.running -= 1
-        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+        outputs = {}
+        for position, spec in enumerate(self.outputs):
+            value = values[min(position, len(values) - 1)] if values else _filled(spec, 0)
+            outputs[spec.name] = _cast(value, spec.datatype)
+        for state in self._states:
+            outputs[state.output_name] = inputs[state.input_name]
+        return outputs
+
+    async def stream(
+        self, inputs: Tensors, parameters: Mapping[str, Parameter]
+    ) -> AsyncGenerator[Tensors, None]:
+        elements = next(iter(inputs.values()), np.empty(0)).ravel()
+        delays_s = _milliseconds(inputs.get("DELAY"), default=[self._delay_s] * elements.size)
+        if len(delays_s) != elements.size:
+            raise InvalidRequest(
+                f"input 'DELAY' has {len(delays_s)} elements for {elements.size} responses"
+            )
+        self.running += 1
+        try:
+            for index, delay_s in enumerate(delays_s):
+                await asyncio.sleep(delay_s)
+                if self._fail_every and (index + 1) % self._fail_every == 0:
+                    raise RuntimeError(f"response {index + 1} fails, as configured")
+                yield {
+                    spec.name: _filled(spec, index if position == 1 else elements[index])
+                    for position, spec in enumerate(self.outputs)
+                }
+            await asyncio.sleep(sum(_milliseconds(inputs.get("WAIT"), default=[])))
+        finally:
+            self.running -= 1
 
     async def close(self) -> None:
         if self.running:
@@ -54,3 +96,46 @@ def load(config: ModelConfig, directory: Path) -> FakeEngine:
     except ValueError as error:
         raise ModelLoadError(f"{directory.parent}/config.pbtxt: parameters: {error}") from error
     return FakeEngine(config, delay_s=delay_s, fail_every=fail_every)
+
+
+def _inputs(config: ModelConfig) -> list[TensorSpec]:
+    """Every tensor that the server will pass, from callers or of its own making."""
+    batch = (DYNAMIC,) if config.max_batch_size else ()
+    controls = config.sequences.controls if config.sequences else ()
+    states = config.sequences.states if config.sequences else ()
+    return [
+        *(_in_model(spec, config) for spec in config.inputs),
+        *(TensorSpec(made.name, made.datatype, (*batch, 1)) for made in controls),
+        *(TensorSpec(kept.input_name, kept.datatype, (*batch, *kept.shape)) for kept in states),
+        *(TensorSpec(told.name, told.datatype, (DYNAMIC,)) for told in config.batch_inputs),
+    ]
+
+
+def _in_model(spec: TensorSpec, config: ModelConfig) -> TensorSpec:
+    """The tensor as it reaches the model: reshaped, or all requests' in a row."""
+    in_a_row = {output.name for output in config.batch_outputs}
+    if config.batch_inputs or config.batch_outputs:
+        in_a_row |= config.ragged
+    shape = (DYNAMIC,) if spec.name in in_a_row else config.reshapes.get(spec.name, spec.shape)
+    return replace(spec, shape=shape)
+
+
+def _milliseconds(tensor: Array | None, default: list[float]) -> list[float]:
+    """The elements in seconds."""
+    return default if tensor is None else [float(value) / 1e3 for value in tensor.flat]
+
+
+def _filled(spec: TensorSpec, value: object) -> Array:
+    """The least tensor that fits the spec, with one value everywhere."""
+    tensor = np.empty([1 if size == DYNAMIC else size for size in spec.shape], dtype=object)
+    tensor.fill(value)
+    return _cast(tensor, spec.datatype)
+
+
+def _cast(tensor: Array, datatype: str) -> Array:
+    """BYTES elements are written and read as decimal numbers."""
+    dtype = NUMPY_TYPES[datatype]
+    if datatype != "BYTES":
+        return tensor.astype(dtype, copy=False)
+    texts = (v if isinstance(v, bytes) else str(v).encode() for v in tensor.flat)
+    return np.fromiter(texts, dtype=dtype, count=tensor.size).reshape(tensor.shape)

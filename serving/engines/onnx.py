@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import queue
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from serving.config import InstanceKind, ModelConfig
+from serving.config import ModelConfig
+from serving.engines.onnx_session import Session, SessionSettings, open_sessions
 from serving.errors import InvalidRequest, ModelLoadError
-from serving.types import DYNAMIC, Array, Tensors, TensorSpec
-
-_CUDA = "CUDAExecutionProvider"
-_CPU = "CPUExecutionProvider"
+from serving.types import DYNAMIC, NUMPY_TYPES, Array, Tensors, TensorSpec
 
 # ONNX Runtime's names for element types -> protocol datatypes.
 _DATATYPES = {
@@ -28,95 +31,127 @@ _DATATYPES = {
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+_BFLOAT16 = 16  # TensorProto.BFLOAT16
 
 
 class OnnxEngine:
-    """One session, shared by `instances` threads: they share the weights, and each runs a batch."""
+    """One session for each device; each of the instances on it runs a batch in its own thread.
 
-    def __init__(self, path: Path, *, instances: int = 1, kind: InstanceKind = InstanceKind.AUTO):
-        self._session = _open_session(path, kind)
-        self.inputs = [_spec(node, path) for node in self._session.get_inputs()]
-        self.outputs = [_spec(node, path) for node in self._session.get_outputs()]
+    `sessions` has one entry for each instance. Raises `ModelLoadError` for a graph with tensors
+    that cannot be served.
+    """
+
+    def __init__(self, path: Path, sessions: Sequence[Session]):
+        graph = sessions[0].session
+        self.inputs: Sequence[TensorSpec] = [
+            *(_spec(node, path) for node in graph.get_inputs()),
+            *(
+                replace(_spec(node, path), optional=True)
+                for node in graph.get_overridable_initializers()
+            ),
+        ]
+        self.outputs: Sequence[TensorSpec] = [_spec(node, path) for node in graph.get_outputs()]
         self._output_names = [spec.name for spec in self.outputs]
-        self._has_strings = any(spec.datatype == "BYTES" for spec in (*self.inputs, *self.outputs))
-        self._threads = ThreadPoolExecutor(instances, thread_name_prefix="onnx")
+        self._returns_bfloat16 = any(spec.datatype == "BF16" for spec in self.outputs)
+        if self._returns_bfloat16 and any(spec.datatype == "BYTES" for spec in self.inputs):
+            raise ModelLoadError(
+                f"{path}: the graph takes strings and returns BF16,"
+                " and ONNX Runtime's Python interface cannot do both"
+            )
+        self._free: queue.SimpleQueue[Session] = queue.SimpleQueue()
+        for session in sessions:
+            self._free.put(session)
+        self._threads = ThreadPoolExecutor(len(sessions), thread_name_prefix="onnx")
 
     async def infer(self, inputs: Tensors) -> Tensors:
-        loop = asyncio.get_running_loop()
-        if self._has_strings:
-            inputs = {name: _decoded(name, tensor) for name, tensor in inputs.items()}
-        values = await loop.run_in_executor(
-            self._threads, self._session.run, self._output_names, inputs
-        )
-        if self._has_strings:
-            values = [_encoded(tensor) for tensor in values]
-        return dict(zip(self._output_names, values, strict=True))
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, inputs)
 
     async def close(self) -> None:
         self._threads.shutdown()
 
+    def _run(self, inputs: Tensors) -> Tensors:
+        feed = {name: _to_onnx(name, tensor) for name, tensor in inputs.items()}
+        instance = self._free.get()
+        try:
+            values = instance.run(self._output_names, feed, as_ort_values=self._returns_bfloat16)
+        finally:
+            self._free.put(instance)
+        return {
+            name: _from_onnx(value) for name, value in zip(self._output_names, values, strict=True)
+        }
+
 
 def load(config: ModelConfig, directory: Path) -> OnnxEngine:
+    """Open the graph of one version on every device that the config's instance groups name."""
+    settings = SessionSettings(
+        f"{directory.parent}/config.pbtxt",
+        config.parameters,
+        config.graph_level,
+        config.accelerators,
+    )
+    if config.decoupled:
+        raise settings.error("model_transaction_policy.decoupled", "needs another backend")
     path = directory / config.model_filename
+    if path.is_dir():
+        path /= "model.onnx"
     if not path.is_file():
         raise ModelLoadError(f"{path}: no such file, and the model's graph is expected there")
-    return OnnxEngine(path, instances=config.instance_count, kind=config.instance_kind)
+    return OnnxEngine(path, open_sessions(path, config, settings))
 
 
-def _open_session(path: Path, kind: InstanceKind) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    # Threads that spin between runs take the core from the fronts: 5 to 10 % of throughput.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(path, options, providers=_providers(kind))
-    except Exception as error:  # ONNX Runtime's errors share no narrower base
-        raise ModelLoadError(f"{path}: ONNX Runtime cannot load it: {error}") from error
-    # It falls back to the CPU when CUDA or the GPU cannot be used.
-    if kind is InstanceKind.GPU and session.get_providers()[0] != _CUDA:
-        raise ModelLoadError(
-            f"{path}: config.pbtxt asks for KIND_GPU, and ONNX Runtime finds no usable CUDA here"
-        )
-    return session
+def open_graph(path: Path) -> OnnxEngine:
+    """Open a graph by itself, on the CPU, as it is served where no config says otherwise."""
+    return OnnxEngine(path, [SessionSettings(str(path)).open(path, None)])
 
 
-def _providers(kind: InstanceKind) -> list[str]:
-    if kind is InstanceKind.CPU or _CUDA not in ort.get_available_providers():
-        return [_CPU]
-    # CUDA's libraries may have come as Python packages, where no loader looks for them.
-    ort.preload_dlls()
-    return [_CUDA, _CPU]
+def _to_onnx(name: str, tensor: Array) -> Any:
+    """What ONNX Runtime takes: text for BYTES, an `OrtValue` for BF16, arrays for all others."""
+    if tensor.dtype == object:
+        # It would take the repr of `bytes`.
+        try:
+            text = (element.decode() for element in tensor.flat)
+            return np.fromiter(text, object, tensor.size).reshape(tensor.shape)
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(
+                f"input {name!r} has an element that is not UTF-8, and this model takes text"
+            ) from error
+    if tensor.dtype == NUMPY_TYPES["BF16"]:
+        # It reads the buffer without a look at the strides.
+        tensor = np.asarray(tensor, order="C")
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(tensor, _BFLOAT16)
+    return tensor
 
 
-def _decoded(name: str, tensor: Array) -> Array:
-    """ONNX strings are text: ONNX Runtime would take the repr of `bytes`."""
-    if tensor.dtype != object:
-        return tensor
-    text = np.empty(tensor.shape, dtype=object)
-    try:
-        text.flat[:] = [element.decode() for element in tensor.flat]
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"input {name!r} has an element that is not UTF-8, and this model takes text"
-        ) from error
-    return text
+def _from_onnx(value: Any) -> Array:
+    if isinstance(value, ort.OrtValue):
+        if value.element_type() == _BFLOAT16:
+            return _bfloat16(value)
+        value = value.numpy()
+    tensor: Array = value
+    if tensor.dtype == object:
+        raw = (element.encode() for element in tensor.flat)
+        return np.fromiter(raw, object, tensor.size).reshape(tensor.shape)
+    return tensor
 
 
-def _encoded(tensor: Array) -> Array:
-    if tensor.dtype != object:
-        return tensor
-    raw = np.empty(tensor.shape, dtype=object)
-    raw.flat[:] = [element.encode() for element in tensor.flat]
-    return raw
+def _bfloat16(value: ort.OrtValue) -> Array:
+    """A copy: NumPy has no such type of its own, and ONNX Runtime hands out its address only."""
+    tensor: Array = np.empty(value.shape(), NUMPY_TYPES["BF16"])
+    ctypes.memmove(tensor.ctypes.data, value.data_ptr(), tensor.nbytes)
+    return tensor
 
 
 def _spec(node: ort.NodeArg, path: Path) -> TensorSpec:
     datatype = _DATATYPES.get(node.type)
     if datatype is None:
-        raise ModelLoadError(f"{path}: tensor {node.name!r} has the unsupported type {node.type}")
+        raise ModelLoadError(
+            f"{path}: {node.name!r} has the type {node.type}, and only tensors of the protocol's"
+            " datatypes can be served"
+        )
     shape = tuple(size if isinstance(size, int) else DYNAMIC for size in node.shape)
     return TensorSpec(node.name, datatype, shape)

@@ -15,8 +15,9 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from serving.engines.onnx import OnnxEngine
-from serving.repository import ModelVersion, scan, verify_checksums
+from serving.engines.onnx import open_graph
+from serving.pbtxt import read_config
+from serving.repository import verify_checksums, versions
 from serving.tasks import load_task
 from tests.training.conftest import Slipway
 from training.checkpoint import load_model
@@ -175,8 +176,7 @@ def test_a_published_version_is_whole_and_answers_as_torch_does(
 ) -> None:
     result = slipway("publish", tiny_run.path, "--model-repository", tmp_path)
     assert result.exit_code == 0, result.output
-    [found] = scan(tmp_path)
-    assert isinstance(found, ModelVersion)
+    [found] = versions(tmp_path / "digits", read_config(tmp_path / "digits"))
     assert (found.config.name, found.version) == ("digits", 1)
     verify_checksums(found.directory)
     assert {path.name for path in found.directory.iterdir()} == {
@@ -202,7 +202,7 @@ def test_a_published_version_is_whole_and_answers_as_torch_does(
     assert [spec.name for spec in (*task.inputs, *task.outputs)] == ["image", "logits"]
 
     async def answers() -> np.ndarray:
-        engine = OnnxEngine(found.directory / "model.onnx")
+        engine = open_graph(found.directory / "model.onnx")
         outputs = await engine.infer({"image": images.read(some)})
         await engine.close()
         return np.asarray(outputs["logits"])
@@ -330,7 +330,7 @@ def test_what_is_not_proven_is_refused(
         ("config.pbtxt", "size: 64", "size: 128", "the export is proven up to 64"),
         ("config.pbtxt", '"onnxruntime"', '"python"', "backend is 'python'"),
         ("config.pbtxt", "backend:", "backends:", "config.pbtxt"),
-        ("labels.txt", "0\n1\n", "1\n0\n", "holds other labels than this version"),
+        ("labels.txt", "0\n1\n", "1\n0\n", "are others than this version's"),
     ],
 )
 def test_a_version_that_breaks_the_models_promise_is_refused(
