@@ -10,9 +10,9 @@ from time import monotonic
 
 from serving.engines.base import Engine
 from serving.errors import Expired, InferenceFailed, SlipwayError, Unavailable
-from serving.scheduling.batch import split, stack
+from serving.scheduling.batch import BatchLayout
 from serving.scheduling.policy import BatchPolicy, Ticket
-from serving.types import InferRequest, Tensors
+from serving.types import InferRequest, Run, Tensors
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -28,23 +28,22 @@ class DynamicScheduler:
     `Expired`, `InferenceFailed`, `Unavailable` (stopped meanwhile) or, for a caller that goes
     away, `asyncio.CancelledError`. None of these touches another request of the same batch.
 
-    `batches` says whether the tensors have a batch dimension; `on_run` is told the number of rows
-    of every run of the engine.
+    `layout` knows how requests become a batch; `on_run` is told of every run of the engine.
     """
 
     def __init__(
         self,
         engine: Engine,
         policy: BatchPolicy[_Entry],
+        layout: BatchLayout,
         *,
         instances: int,
-        batches: bool,
-        on_run: Callable[[int], None],
+        on_run: Callable[[Run], None],
     ):
         self._engine = engine
         self._policy = policy
+        self._layout = layout
         self._free_instances = instances
-        self._batches = batches
         self._on_run = on_run
         self._runs: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -67,9 +66,10 @@ class DynamicScheduler:
             request=request,
             answer=self._loop.create_future(),
             rows=rows,
-            shape_key=tuple((name, tensor.shape[1:]) for name, tensor in request.inputs.items()),
+            shape_key=self._layout.key(request.inputs),
             priority=request.priority,
             timeout_s=request.timeout_s,
+            deadline=request.deadline,
         )
         request.stamps.queued = now = monotonic()
         self._policy.add(entry, now)
@@ -151,20 +151,22 @@ class DynamicScheduler:
     async def _run(self, batch: list[_Entry]) -> SlipwayError | None:
         """Run one batch and hand out its rows, or return why that failed."""
         rows = [entry.rows for entry in batch]
+        requests = [entry.request.inputs for entry in batch]
+        batched = monotonic()
         try:
-            inputs = stack([entry.request.inputs for entry in batch])
+            inputs = self._layout.stack(requests)
             started = monotonic()
             outputs = await self._engine.infer(inputs)
             computed = monotonic()
-            parts = split(outputs, rows) if self._batches else [outputs]
+            parts = self._layout.split(outputs, requests, rows)
         except SlipwayError as error:
             return error
         except Exception as error:
             failure = InferenceFailed(str(error))
             failure.__cause__ = error
             return failure
-        self._on_run(sum(rows))
         answered = monotonic()
+        self._on_run(Run(sum(rows), batched, started, computed, answered))
         for entry, part in zip(batch, parts, strict=True):
             stamps = entry.request.stamps
             stamps.started, stamps.computed, stamps.answered = started, computed, answered

@@ -32,10 +32,12 @@ class Ticket:
     """Only requests with equal keys can be stacked."""
     priority: int = 0
     timeout_s: float = 0.0
+    deadline: float = math.inf
+    """When the caller stops listening, whatever the queue grants."""
     level: int = 0
     number: int = 0
     queued_at: float = 0.0
-    deadline: float = math.inf
+    expires_at: float = math.inf
 
 
 T = TypeVar("T", bound=Ticket)
@@ -91,9 +93,10 @@ class BatchPolicy(Generic[T]):
         ticket.number = next(self._numbers)
         ticket.queued_at = now
         timeout_s = _granted_timeout(rules, ticket.timeout_s)
-        if timeout_s:
-            ticket.deadline = now + timeout_s
-            heapq.heappush(self._deadlines, (ticket.deadline, ticket.number))
+        ticket.expires_at = min(ticket.deadline, now + timeout_s if timeout_s else math.inf)
+        if ticket.expires_at < math.inf:
+            heapq.heappush(self._deadlines, (ticket.expires_at, ticket.number))
+            self._forget_old_deadlines()
         self._waiting[ticket.number] = ticket
         level.on_time[ticket] = None
 
@@ -122,8 +125,10 @@ class BatchPolicy(Generic[T]):
             _, number = heapq.heappop(self._deadlines)
             ticket = self._waiting[number]
             level = self._levels[ticket.level]
-            if level.policy.timeout_action is TimeoutAction.DELAY:
+            if level.policy.timeout_action is TimeoutAction.DELAY and now < ticket.deadline:
                 level.delay(ticket)
+                if ticket.deadline < math.inf:
+                    heapq.heappush(self._deadlines, (ticket.deadline, ticket.number))
             else:
                 self.discard(ticket)
                 expired.append(ticket)
@@ -133,6 +138,12 @@ class BatchPolicy(Generic[T]):
         while self._deadlines and self._deadlines[0][1] not in self._waiting:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else math.inf
+
+    def _forget_old_deadlines(self) -> None:
+        """Most requests are answered long before their deadlines, which must not pile up."""
+        if len(self._deadlines) > 2 * len(self._waiting) + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._waiting]
+            heapq.heapify(self._deadlines)
 
     def _form(self, now: float) -> tuple[list[T], float]:
         """The batch to run now, or none and the time at which there will be one."""

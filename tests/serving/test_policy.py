@@ -127,7 +127,7 @@ def test_a_request_may_only_shorten_its_timeout(
 ) -> None:
     batches = policy(default_policy=QueuePolicy(timeout_s=granted, allow_timeout_override=allowed))
     (ticket,) = add(batches, 0.0, 1, timeout_s=wished)
-    assert ticket.deadline == deadline
+    assert ticket.expires_at == deadline
 
 
 def test_without_dynamic_batching_requests_run_alone() -> None:
@@ -176,8 +176,8 @@ def test_every_request_leaves_once_in_order_and_no_batch_is_too_large(
         decision = batches.decide(now, instance_is_free=True)
         assert sum(rows(decision.batch)) <= 8
         assert len({ticket.shape_key for ticket in decision.batch}) <= 1
-        assert all(ticket.deadline <= now for ticket in decision.expired)
-        assert all(ticket.deadline > now for ticket in decision.batch)
+        assert all(ticket.expires_at <= now for ticket in decision.expired)
+        assert all(ticket.expires_at > now for ticket in decision.batch)
         left.extend(decision.batch + decision.expired)
         started.extend(decision.batch)
         return bool(decision.batch)
@@ -202,3 +202,21 @@ def test_every_request_leaves_once_in_order_and_no_batch_is_too_large(
     for level in range(levels + 1):
         numbers = [ticket.number for ticket in started if ticket.level == level]
         assert numbers == sorted(numbers)
+
+
+def test_a_deadline_holds_whatever_the_queue_grants() -> None:
+    patient = QueuePolicy(timeout_s=1.0, timeout_action=TimeoutAction.DELAY)
+    batches = policy(default_policy=patient)
+    [ticket] = add(batches, 0.0, 1, deadline=5.0)
+    decision = batches.decide(2.0, instance_is_free=False)
+    assert (decision.expired, decision.wake_at) == ([], 5.0)
+    assert batches.decide(5.0, instance_is_free=False).expired == [ticket]
+    assert len(batches) == 0
+
+
+def test_far_deadlines_of_the_answered_do_not_pile_up() -> None:
+    batches = policy()
+    for _ in range(1000):
+        add(batches, 0.0, 1, deadline=1e9)
+        batches.decide(0.0, instance_is_free=True)
+    assert len(batches._deadlines) < 100

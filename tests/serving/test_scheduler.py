@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tritonclient.grpc import model_config_pb2
 
-from serving.config import Batching, QueuePolicy
+from serving.config import Batching, ModelConfig, QueuePolicy, VersionPolicy
 from serving.engines.base import Engine
 from serving.errors import Expired, InferenceFailed, Overloaded, Unavailable
+from serving.scheduling.batch import BatchLayout
 from serving.scheduling.dynamic import DynamicScheduler
 from serving.scheduling.policy import BatchPolicy
 from serving.types import InferRequest, Tensors, TensorSpec
@@ -50,15 +52,28 @@ class Doubler(Engine):
         assert self.running == 0
 
 
+CONFIG = ModelConfig(
+    name="doubler",
+    backend="fake",
+    platform="",
+    max_batch_size=8,
+    inputs=Doubler.inputs,
+    outputs=Doubler.outputs,
+    version_policy=VersionPolicy(),
+    model_filename="",
+    message=model_config_pb2.ModelConfig(),
+)
+
+
 def scheduler(
     engine: Engine, batching: Batching | None = None, *, max_rows: int = 8, instances: int = 1
 ) -> DynamicScheduler:
     return DynamicScheduler(
         engine,
         BatchPolicy(max_rows, batching or Batching()),
+        BatchLayout(CONFIG),
         instances=instances,
-        batches=True,
-        on_run=lambda rows: None,
+        on_run=lambda run: None,
     )
 
 
