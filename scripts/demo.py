@@ -22,7 +22,8 @@ from typing import Any
 import tritonclient.grpc
 import tritonclient.http
 
-from serving.repository import ModelVersion, scan
+from serving.pbtxt import read_config
+from serving.repository import ModelVersion, Repositories, versions
 from serving.tasks import Task, load_task
 from serving.types import DATATYPES, Tensors
 
@@ -36,10 +37,9 @@ def main() -> None:
     repository = parser.parse_args().model_repository
     rows = []
     with served(repository) as (http_port, grpc_port):
-        for model in scan(repository):
-            if not isinstance(model, ModelVersion):
-                raise SystemExit(str(model.error))
-            rows += list(ask(model, http_port, grpc_port))
+        for name in Repositories([repository]).names():
+            for model in versions(repository / name, read_config(repository / name)):
+                rows += list(ask(model, http_port, grpc_port))
     show(rows)
     if not all(right for *_, right in rows):
         raise SystemExit("an answer is wrong")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from time import monotonic
 
 import structlog
@@ -14,13 +16,22 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
+from serving.cache import ResponseCache, parse_cache_config
+from serving.catalog import Catalog, ControlMode
 from serving.errors import OperatorError
+from serving.fronts import restricted
 from serving.fronts.http import build_http
 from serving.fronts.metrics import build_metrics
 from serving.fronts.v2_grpc import build_grpc
-from serving.observability.metrics import Metrics
+from serving.loading import Surroundings, load_model
+from serving.model import Model
+from serving.observability.logging import LogSettings
+from serving.observability.metrics import Metrics, MetricsConfig, ModelMetrics
+from serving.observability.tracing import Tracer, parse_trace_config
+from serving.repository import ModelVersion, Repositories
 from serving.server import Server
 from serving.settings import Settings
+from serving.shared_memory import SharedMemory
 
 FLUSH_S = 1
 """Of the exit timeout, what the fronts get to tell those who still wait that they wait in vain."""
@@ -32,6 +43,44 @@ def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises `OperatorError` if it cannot start."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
+
+
+def build_server(settings: Settings) -> Server:
+    """Put together everything below the fronts. Raises `OperatorError` for unusable settings.
+
+    Must be called inside the event loop that it will serve from; `server.catalog.start` loads.
+    """
+    log_settings = LogSettings(
+        log_info=settings.log_info,
+        log_warning=settings.log_warning,
+        log_error=settings.log_error,
+        log_verbose_level=settings.log_verbose,
+        log_format=settings.log_format,
+        log_file=settings.log_file,
+    )
+    metrics = Metrics(MetricsConfig.parse(settings.metrics))
+    cache = ResponseCache(parse_cache_config(settings.cache))
+
+    async def build(found: ModelVersion) -> tuple[Model, ModelMetrics]:
+        totals = metrics.model(found.config.name, str(found.version))
+        surroundings = Surroundings(
+            cache, server.infer, lambda name, version: server.model(name, version).config
+        )
+        model = await load_model(found, surroundings, totals.ran)
+        totals.waiting = lambda: model.waiting
+        return model, totals
+
+    repositories = Repositories(settings.model_repositories)
+    server = Server(
+        Catalog(repositories, ControlMode(settings.control_mode), build),
+        metrics,
+        name=settings.server_name,
+        strict_readiness=settings.strict_readiness,
+        shared_memory=SharedMemory(enabled=settings.allow_client_shm),
+        tracer=Tracer(parse_trace_config(settings.trace)),
+        log_settings=log_settings,
+    )
+    return server
 
 
 async def _serve(settings: Settings) -> None:
@@ -47,24 +96,35 @@ class _App:
 
     def __init__(self, settings: Settings):
         self._settings = settings
-        self._server = Server(Metrics(), strict_readiness=settings.strict_readiness)
+        self._server = build_server(settings)
         self._http: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
-        self._grpc = build_grpc(self._server, max_message_bytes=settings.max_input_bytes)
+        self._grpc = build_grpc(
+            self._server,
+            max_message_bytes=settings.max_input_bytes,
+            restrictions=replace(
+                restricted.parse(
+                    "--grpc-restricted-protocol", settings.grpc_restricted, "triton-grpc-protocol-"
+                ),
+                guard_management=not _is_loopback(settings.host),
+            ),
+            strict=settings.triton_strict,
+        )
 
     async def startup(self) -> None:
         settings = self._settings
+        http = build_http(
+            self._server,
+            max_body_bytes=settings.max_input_bytes,
+            restrictions=restricted.parse("--http-restricted-api", settings.http_restricted),
+            guard_management=not _is_loopback(settings.host),
+            strict=settings.triton_strict,
+        )
         sockets = [
             _bind(settings.host, port) for port in (settings.http_port, settings.metrics_port)
         ]
         grpc_port = self._bind_grpc()
-        failures = await self._server.load(settings.model_repository)
-        if failures and settings.exit_on_error:
-            await self._server.close()
-            raise OperatorError("\n".join(str(failure) for failure in failures))
-        apps: list[ASGIApp] = [
-            build_http(self._server, max_body_bytes=settings.max_input_bytes),
-            build_metrics(self._server.metrics.registry),
-        ]
+        await self._load()
+        apps: list[ASGIApp] = [http, build_metrics(self._server.metrics.registry)]
         for app, listener in zip(apps, sockets, strict=True):
             await self._start_http(app, listener)
         await self._grpc.start()
@@ -76,6 +136,20 @@ class _App:
             grpc_port=grpc_port,
             metrics_port=metrics_port,
         )
+
+    async def _load(self) -> None:
+        settings, catalog = self._settings, self._server.catalog
+        names: list[str] | None = None
+        if settings.control_mode == "explicit" and "*" not in settings.load_models:
+            names = list(dict.fromkeys(settings.load_models))
+        elif settings.load_models and settings.control_mode != "explicit":
+            raise OperatorError("--load-model needs --model-control-mode explicit")
+        failures = await catalog.start(names)
+        if failures and settings.exit_on_error:
+            await self._server.close()
+            raise OperatorError("\n".join(str(failure) for failure in failures))
+        if settings.control_mode == "poll":
+            catalog.watch(settings.poll_s)
 
     async def shutdown(self) -> None:
         """Not ready, finish what is in flight, stop listening and finish the rest, unload.
@@ -163,6 +237,13 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise OperatorError(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _until(deadline: float) -> float:

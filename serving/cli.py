@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from serving import __version__
 from serving.errors import OperatorError
 from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from serving.catalog import ModelState
 
 COMMANDS = {
     "train": "training.cli:train",
@@ -22,7 +26,6 @@ COMMANDS = {
     "list": "serving.client:list_models",
     "infer": "serving.client:infer",
 }
-
 
 PORT = click.IntRange(0, 65535)
 
@@ -69,29 +72,65 @@ def main() -> None:
     """
 
 
+FLAG = click.BOOL
+REPEATED: Any = {"multiple": True, "show_default": False}
+
+
 @main.command()
 @click.option(
     "--model-repository",
+    "model_repositories",
     type=click.Path(path_type=Path),
     required=True,
+    multiple=True,
     metavar="DIR",
-    help="The models to serve: DIR/<model>/config.pbtxt and DIR/<model>/<version>/.",
+    help="The models to serve: DIR/<model>/config.pbtxt and DIR/<model>/<version>/. Repeatable.",
 )
+@click.option("--id", "server_name", default="slipway", help="Name in the server's metadata.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--http-port", type=PORT, default=8000, help="HTTP; 0 takes any free port.")
 @click.option("--grpc-port", type=PORT, default=8001, help="gRPC; 0 takes any free port.")
 @click.option("--metrics-port", type=PORT, default=8002, help="Prometheus; 0 takes any free port.")
 @click.option(
+    "--model-control-mode",
+    "control_mode",
+    type=click.Choice(["none", "poll", "explicit"]),
+    default="none",
+    help="Which models are loaded: all, once (none); all, and what changes in the repositories"
+    " later (poll); those named by --load-model and by load and unload calls (explicit).",
+)
+@click.option(
+    "--load-model",
+    "load_models",
+    metavar="NAME",
+    help="Load this model at the start, * for all; with --model-control-mode explicit. Repeatable.",
+    **REPEATED,
+)
+@click.option(
+    "--repository-poll-secs",
+    "poll_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=Settings.poll_s,
+    help="Seconds between looks at the repositories; with --model-control-mode poll.",
+)
+@click.option(
     "--exit-on-error",
-    type=bool,
+    type=FLAG,
     default=True,
     help="End at start if any model cannot be loaded; false serves the others.",
 )
 @click.option(
     "--strict-readiness",
-    type=bool,
+    type=FLAG,
     default=True,
     help="Be ready only if every model is; false is ready with those that could be loaded.",
+)
+@click.option(
+    "--exit-timeout-secs",
+    "exit_timeout_s",
+    type=click.FloatRange(min=0),
+    default=Settings.exit_timeout_s,
+    help="Seconds that requests in flight get to finish after SIGTERM.",
 )
 @click.option(
     "--http-max-input-size",
@@ -101,25 +140,77 @@ def main() -> None:
     help="Bytes that one request may have, over HTTP and gRPC alike.",
 )
 @click.option(
-    "--exit-timeout-secs",
-    "exit_timeout_s",
-    type=click.FloatRange(min=0),
-    default=Settings.exit_timeout_s,
-    help="Seconds that requests in flight get to finish after SIGTERM.",
+    "--allow-client-shm",
+    type=FLAG,
+    default=False,
+    help="Let callers of this machine pass tensors in system shared memory.",
+)
+@click.option(
+    "--http-restricted-api",
+    "http_restricted",
+    metavar="API,…:HEADER=KEY",
+    help="Answer these APIs over HTTP only to calls with this header. One or more of health,"
+    " metadata, inference, shared-memory, model-config, model-repository, statistics, trace,"
+    " logging. Repeatable.",
+    **REPEATED,
+)
+@click.option(
+    "--grpc-restricted-protocol",
+    "grpc_restricted",
+    metavar="API,…:HEADER=KEY",
+    help="The same over gRPC; the metadata key is triton-grpc-protocol-HEADER. Repeatable.",
+    **REPEATED,
+)
+@click.option(
+    "--cache-config",
+    "cache",
+    metavar="local,size=BYTES",
+    help="Memory for the answers of models with response_cache. Default: 64 MiB.",
+    **REPEATED,
+)
+@click.option(
+    "--metrics-config",
+    "metrics",
+    metavar="NAME=BOOL",
+    help="counter_latencies or histogram_latencies, true or false. Repeatable.",
+    **REPEATED,
+)
+@click.option(
+    "--trace-config",
+    "trace",
+    metavar="MODE,NAME=VALUE",
+    help="triton,file=PATH or level=TIMESTAMPS, rate=N, count=N, log_frequency=N. Repeatable.",
+    **REPEATED,
+)
+@click.option("--log-info", type=FLAG, default=True, help="Log what happens.")
+@click.option("--log-warning", type=FLAG, default=True, help="Log what looks wrong.")
+@click.option("--log-error", type=FLAG, default=True, help="Log what went wrong.")
+@click.option("--log-verbose", type=click.IntRange(min=0), default=0, help="1 logs details.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["default", "ISO8601"]),
+    default="default",
+    help="How the log writes times.",
+)
+@click.option("--log-file", default="", help="Write the log there instead of standard error.")
+@click.option(
+    "--triton-strict",
+    is_flag=True,
+    help="Answer with Triton's status codes where ours differ by design, such as 500 for JSON"
+    " that cannot be parsed.",
 )
 def serve(**options: object) -> None:
     """Serve a model repository over HTTP and gRPC.
 
-    Every option can also be given in the environment, as SLIPWAY_SERVE_HTTP_PORT=9000.
+    The flags are Triton's where Triton has them. Every option can also be given in the
+    environment, as SLIPWAY_SERVE_HTTP_PORT=9000.
 
     \b
     slipway serve --model-repository model_repo
     curl --data-binary @digit.png localhost:8000/models/digits
     """
     from serving.app import run
-    from serving.observability.logging import configure_logging
 
-    configure_logging()
     run(Settings(**options))  # type: ignore[arg-type]
 
 
@@ -133,26 +224,23 @@ def check(directory: Path) -> None:
     import asyncio
     import logging
 
-    from serving.observability.logging import configure_logging
-    from serving.observability.metrics import Metrics
-    from serving.server import Server
+    from serving.app import build_server
 
-    configure_logging()
     logging.disable()  # the same reasons, and this command prints them
 
-    async def load() -> list[dict[str, str]]:
-        server = Server(Metrics())
-        await server.load(directory)
+    async def load() -> list[ModelState]:
+        server = build_server(Settings(model_repositories=(directory,)))
+        await server.catalog.start()
         index = server.index()
         await server.close()
         return index
 
     broken = 0
     for model in asyncio.run(load()):
-        if model["state"] == "READY":
-            print(f"ok      {model['name']} {model['version']}")
+        if model.state == "READY":
+            print(f"ok      {model.name} {model.version}")
         else:
             broken += 1
-            print(f"broken  {model['reason']}")
+            print(f"broken  {model.reason}")
     if broken:
         raise click.ClickException(f"{broken} of the repository's models cannot be served")

@@ -1,51 +1,72 @@
-"""One loaded version of a model: engine, scheduler and task joined."""
+"""One loaded version of a model, as a request meets it."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from time import monotonic
+from typing import Protocol
 
+from serving.cache import ResponseCache
 from serving.config import ModelConfig
-from serving.engines import load_engine
-from serving.engines.base import Engine
-from serving.errors import InvalidRequest, ModelLoadError
-from serving.repository import ModelVersion, verify_checksums
-from serving.scheduling.dynamic import DynamicScheduler
-from serving.scheduling.policy import BatchPolicy
-from serving.tasks import Task, load_task
-from serving.types import DATATYPES, DYNAMIC, InferRequest, InferResponse, TensorSpec
+from serving.errors import InvalidRequest
+from serving.scheduling.streaming import StreamScheduler
+from serving.tasks import Task
+from serving.types import DATATYPES, InferRequest, InferResponse, Tensors
+
+_generations = itertools.count()
+
+
+class Scheduler(Protocol):
+    """When a request runs, and together with whom."""
+
+    @property
+    def depth(self) -> int:
+        """Requests that wait, not counting those that run."""
+        ...
+
+    async def infer(self, request: InferRequest, rows: int) -> Tensors:
+        """Run a request of `rows` rows when its turn comes."""
+        ...
+
+    def give_up(self) -> None:
+        """Accept nothing more, and fail what waits."""
+        ...
+
+    async def stop(self) -> None:
+        """Accept nothing more, and finish what was accepted."""
+        ...
 
 
 class Model:
-    """Checks requests against the model's specs and lets the scheduler run them."""
+    """Checks requests against the model's specs and lets its scheduler run them.
+
+    A decoupled model has a `StreamScheduler`, every other a `Scheduler`. `release` frees what the
+    model holds, when nothing runs any more.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
         version: str,
-        engine: Engine,
+        scheduler: Scheduler | StreamScheduler,
+        *,
         task: Task | None,
-        on_run: Callable[[int], None],
+        cache: ResponseCache,
+        release: Callable[[], Awaitable[None]],
     ):
         self.config = config
         self.version = version
         self.task = task
-        self._engine = engine
+        self._scheduler = scheduler
+        self._release = release
         self._inputs = {spec.name: spec for spec in config.inputs}
-        self._output_names = {spec.name for spec in config.outputs}
-        self._scheduler = DynamicScheduler(
-            engine,
-            BatchPolicy(config.max_batch_size or 1, config.batching),
-            instances=config.instance_count,
-            batches=config.max_batch_size > 0,
-            on_run=on_run,
-        )
-
-    @classmethod
-    async def load(cls, found: ModelVersion, on_run: Callable[[int], None]) -> Model:
-        """Load one version directory. Raises `ModelLoadError` with what is wrong, and where."""
-        engine, task = await asyncio.to_thread(_load_parts, found)
-        return cls(found.config, str(found.version), engine, task, on_run)
+        self._required = {spec.name for spec in config.inputs if not spec.optional}
+        self._output_names = [spec.name for spec in config.outputs]
+        self._cache = cache if config.cache_responses else None
+        # Tells this model's cached answers from those of the same version loaded before.
+        self._generation = next(_generations)
 
     @property
     def waiting(self) -> int:
@@ -58,10 +79,11 @@ class Model:
         Raises `InvalidRequest`, naming the tensor, for whatever does not fit the model.
         """
         name = self.config.name
-        if request.inputs.keys() != self._inputs.keys():
+        given = request.inputs.keys()
+        if given != self._inputs.keys() and not self._required <= given <= self._inputs.keys():
             self._refuse_names(request)
         # In the model's order, so that callers who order them differently can share a batch.
-        request.inputs = {input_name: request.inputs[input_name] for input_name in self._inputs}
+        request.inputs = {key: request.inputs[key] for key in self._inputs if key in given}
         rows = 0
         for input_name, tensor in request.inputs.items():
             spec = self._inputs[input_name]
@@ -96,15 +118,33 @@ class Model:
         return rows or 1
 
     async def infer(self, request: InferRequest, rows: int) -> InferResponse:
-        """Run a request of `rows` rows and keep the outputs that it asked for."""
-        outputs = await self._scheduler.infer(request, rows)
-        wanted = request.outputs or [spec.name for spec in self.config.outputs]
-        return InferResponse(
-            model_name=self.config.name,
-            model_version=self.version,
-            outputs={name: outputs[name] for name in wanted},
-            id=request.id,
-        )
+        """Run a request of `rows` rows and keep the outputs that it asked for.
+
+        The model must not be decoupled.
+        """
+        assert not isinstance(self._scheduler, StreamScheduler)
+        if self._cache is None or request.sequence is not None:
+            return self._response(request, await self._scheduler.infer(request, rows))
+        stamps = request.stamps
+        key = self._cache.key(request, self._generation)
+        found = self._cache.get(key)
+        stamps.looked_up = monotonic()
+        if found is not None:
+            stamps.cached = True
+            stamps.answered = stamps.looked_up
+            return self._response(request, found)
+        response = self._response(request, await self._scheduler.infer(request, rows))
+        self._cache.put(key, response.outputs)
+        return response
+
+    async def stream(self, request: InferRequest, rows: int) -> AsyncGenerator[InferResponse]:
+        """Run a request and pass on its responses as they come: one, unless decoupled."""
+        if isinstance(self._scheduler, StreamScheduler):
+            async with aclosing(self._scheduler.stream(request, rows)) as parts:
+                async for outputs in parts:
+                    yield self._response(request, outputs)
+        else:
+            yield await self.infer(request, rows)
 
     def give_up(self) -> None:
         """Accept nothing more, and fail what waits."""
@@ -113,7 +153,16 @@ class Model:
     async def close(self) -> None:
         """Finish what was accepted, then release the engine."""
         await self._scheduler.stop()
-        await self._engine.close()
+        await self._release()
+
+    def _response(self, request: InferRequest, outputs: Tensors) -> InferResponse:
+        wanted: Sequence[str] = request.outputs or self._output_names
+        return InferResponse(
+            model_name=self.config.name,
+            model_version=self.version,
+            outputs={name: outputs[name] for name in wanted},
+            id=request.id,
+        )
 
     def _refuse_names(self, request: InferRequest) -> None:
         name = self.config.name
@@ -122,57 +171,12 @@ class Model:
                 f"unexpected inference input {unknown!r} for model {name!r},"
                 f" which has {_names(self._inputs)}"
             )
-        missing = self._inputs.keys() - request.inputs.keys()
+        missing = self._required - request.inputs.keys()
         raise InvalidRequest(
-            f"expected {len(self._inputs)} inputs but got {len(request.inputs)} inputs for model"
+            f"expected {len(self._required)} inputs but got {len(request.inputs)} inputs for model"
             f" {name!r}. Got input(s) {_names(request.inputs)}, but missing required input(s)"
             f" {_names(missing)}. Please provide all required input(s)."
         )
-
-
-def _load_parts(found: ModelVersion) -> tuple[Engine, Task | None]:
-    verify_checksums(found.directory)
-    engine = load_engine(found.config, found.directory)
-    where = f"{found.directory.parent}/config.pbtxt"
-    _check_specs(f"{where}: input", found.config.inputs, engine.inputs, sent=True)
-    _check_specs(f"{where}: output", found.config.outputs, engine.outputs)
-    for missing in {spec.name for spec in engine.inputs} - {s.name for s in found.config.inputs}:
-        raise ModelLoadError(f"{where}: input {missing!r} of the graph is not declared")
-    if found.config.task is None:
-        return engine, None
-    task = load_task(found.config.task, found.directory)
-    _check_specs(f"{where}: task input", task.inputs, found.config.inputs, sent=True)
-    _check_specs(f"{where}: task output", task.outputs, found.config.outputs)
-    return engine, task
-
-
-def _check_specs(
-    where: str, wanted: Iterable[TensorSpec], present: Iterable[TensorSpec], *, sent: bool = False
-) -> None:
-    """Every wanted tensor must be present, with its type and a shape that agrees.
-
-    Of tensors that are `sent`, every wanted shape must be taken; of those received, some suffice.
-    """
-    by_name: Mapping[str, TensorSpec] = {spec.name: spec for spec in present}
-    for spec in wanted:
-        found = by_name.get(spec.name)
-        if found is None:
-            raise ModelLoadError(
-                f"{where} {spec.name!r} does not exist in the model, which has {_names(by_name)}"
-            )
-        if spec.datatype != found.datatype:
-            raise ModelLoadError(
-                f"{where} {spec.name!r} is declared {spec.datatype}, the model has {found.datatype}"
-            )
-        agree = len(spec.shape) == len(found.shape) and all(
-            have in (DYNAMIC, want) or (want == DYNAMIC and not sent)
-            for want, have in zip(spec.shape, found.shape, strict=True)
-        )
-        if not agree:
-            raise ModelLoadError(
-                f"{where} {spec.name!r} is declared with shape {_shape(spec.shape)} (batch"
-                f" dimension included), the model has {_shape(found.shape)}"
-            )
 
 
 def _names(names: Iterable[str]) -> str:

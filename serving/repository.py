@@ -1,4 +1,4 @@
-"""A model repository on disk, in Triton's layout.
+"""Model repositories on disk, in Triton's layout.
 
 <repository>/<model>/config.pbtxt
 <repository>/<model>/<version>/model.onnx, and what the model's task needs beside it
@@ -9,52 +9,126 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.config import ModelConfig
 from serving.errors import ConfigError, ModelLoadError, OperatorError
-from serving.pbtxt import CONFIG_FILE, read_config
 
 MANIFEST_FILE = "manifest.json"
+
+Fingerprint = tuple[tuple[str, int, int, int], ...]
+"""Path, inode, size and time of change of every file under a directory."""
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version directory that is to be served."""
+    """One version directory that is to be served. Equal to another if nothing has changed."""
 
     config: ModelConfig
     version: int
     directory: Path
+    files: Fingerprint
 
 
-@dataclass(frozen=True)
-class BrokenModel:
-    """A model directory that cannot be served, and why."""
+class Repositories:
+    """The model directories below one or several roots."""
 
-    name: str
-    error: OperatorError
+    def __init__(self, roots: Sequence[Path]):
+        self.roots = roots
+
+    def check(self) -> None:
+        """Raises `OperatorError` for a root that is no directory."""
+        for root in self.roots:
+            if not root.is_dir():
+                raise OperatorError(
+                    f"{root}: no such directory, and a model repository is expected there"
+                )
+
+    def names(self) -> list[str]:
+        """Every model there is, loadable or not, in order."""
+        found = set[str]()
+        for root in self.roots:
+            with os.scandir(root) as entries:
+                found.update(
+                    entry.name
+                    for entry in entries
+                    if entry.is_dir() and not entry.name.startswith(".")
+                )
+        return sorted(found)
+
+    def contains(self, name: str) -> bool:
+        """Whether there is a directory of that name, loadable or not."""
+        return any((root / name).is_dir() for root in self.roots)
+
+    def find(self, name: str) -> Path:
+        """A model's directory. Raises `ModelLoadError` if there is none, or more than one."""
+        found = [root / name for root in self.roots if (root / name).is_dir()]
+        if not found:
+            raise ModelLoadError(f"model {name!r} is in no model repository")
+        if len(found) > 1:
+            raise ModelLoadError(
+                f"model {name!r} is in several model repositories: {', '.join(map(str, found))}"
+            )
+        return found[0]
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """What every model's directories hold at this moment; equal if nothing has changed."""
+        found: dict[str, Fingerprint] = {}
+        for name in self.names():
+            directories = [root / name for root in self.roots if (root / name).is_dir()]
+            found[name] = tuple(item for path in directories for item in fingerprint(path))
+        return found
 
 
-def scan(root: Path) -> list[ModelVersion | BrokenModel]:
-    """Every model of a repository, in the order of names, with the versions its policy chooses.
+def versions(directory: Path, config: ModelConfig) -> list[ModelVersion]:
+    """The versions that a model's policy chooses.
 
-    Raises `OperatorError` when there is no repository at `root`. A broken model does not raise.
+    Raises `OperatorError` if there is none, or one that the config asks for is absent.
     """
-    if not root.is_dir():
-        raise OperatorError(f"{root}: no such directory, and a model repository is expected there")
-    found: list[ModelVersion | BrokenModel] = []
-    for directory in sorted(root.iterdir()):
-        if directory.is_dir() and not directory.name.startswith("."):
+    available = [
+        int(child.name)
+        for child in directory.iterdir()
+        if child.is_dir()
+        and child.name.isascii()
+        and child.name.isdecimal()
+        and not child.name.startswith("0")
+    ]
+    chosen = config.version_policy.choose(available)
+    if config.steps and not chosen:
+        raise ModelLoadError(
+            f"{directory}: no version directory; an ensemble needs one too, which may be empty"
+        )
+    if not chosen:
+        raise ModelLoadError(f"{directory}: no version directory; expected one named 1, 2, …")
+    for version in chosen:
+        if version not in available:
+            raise ConfigError(
+                f"{directory}/config.pbtxt: version_policy asks for version {version},"
+                " which is absent"
+            )
+    return [
+        ModelVersion(
+            config, version, directory / str(version), fingerprint(directory / str(version))
+        )
+        for version in chosen
+    ]
+
+
+def fingerprint(directory: Path) -> Fingerprint:
+    """What would differ if a file below `directory` had been added, replaced or changed."""
+    found = []
+    for path, _, names in os.walk(directory, followlinks=True):
+        for name in names:
             try:
-                found.extend(_versions(directory))
-            except OperatorError as error:
-                found.append(BrokenModel(directory.name, error))
-            except OSError as error:
-                reason = f"{directory}: cannot be read: {error.strerror}"
-                found.append(BrokenModel(directory.name, ModelLoadError(reason)))
-    return found
+                status = os.stat(os.path.join(path, name))
+            except OSError:  # gone since it was listed, or a link to nothing
+                continue
+            relative = os.path.relpath(os.path.join(path, name), directory)
+            found.append((relative, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(sorted(found))
 
 
 def verify_checksums(directory: Path) -> None:
@@ -81,25 +155,3 @@ def verify_checksums(directory: Path) -> None:
                 f"{path}: damaged or changed since it was published:"
                 f" sha256 is {actual[:12]}…, {MANIFEST_FILE} says {expected[:12]}…"
             )
-
-
-def _versions(directory: Path) -> Iterator[ModelVersion]:
-    path = directory / CONFIG_FILE
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file, and every model needs one")
-    config = read_config(path)
-    for name in config.label_files.values():
-        if not (directory / name).is_file():
-            raise ConfigError(f"{path}: label_filename {name!r} does not exist")
-    available = [
-        int(child.name)
-        for child in directory.iterdir()
-        if child.is_dir() and child.name.isdecimal() and not child.name.startswith("0")
-    ]
-    chosen = config.version_policy.choose(available)
-    if not chosen:
-        raise ModelLoadError(f"{directory}: no version directory; expected one named 1, 2, …")
-    for version in chosen:
-        if version not in available:
-            raise ConfigError(f"{path}: version_policy asks for version {version}, which is absent")
-        yield ModelVersion(config, version, directory / str(version))

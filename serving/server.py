@@ -1,37 +1,46 @@
-"""The set of loaded models, and everything that a front may ask of it."""
+"""Everything that a front may ask: predictions, and the models that make them."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from time import monotonic
 
 import structlog
 
+from serving.catalog import Catalog, ModelState, Overrides
 from serving.errors import (
     Cancelled,
     Expired,
-    ModelLoadError,
     NotFound,
-    OperatorError,
     Overloaded,
     RequestError,
     SlipwayError,
     Unavailable,
+    Unsupported,
 )
 from serving.model import Model
+from serving.observability.logging import LogSettings
 from serving.observability.metrics import Metrics, ModelMetrics, Outcome
-from serving.repository import BrokenModel, ModelVersion, scan
+from serving.observability.tracing import Tracer
+from serving.shared_memory import SharedMemory
 from serving.types import InferRequest, InferResponse
 
-NAME = "slipway"
 EXTENSIONS = (
-    "binary_tensor_data",
-    "model_configuration",
+    "classification",
+    "sequence",
+    "model_repository",
+    "model_repository(unload_dependents)",
     "schedule_policy",
+    "model_configuration",
+    "system_shared_memory",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
 )
 """What the protocol's metadata says of this server: only what is there."""
 
@@ -44,105 +53,118 @@ _OUTCOMES: tuple[tuple[type[BaseException], Outcome], ...] = (
     (Expired, Outcome.EXPIRED),
     (Cancelled, Outcome.CANCELLED),
     (asyncio.CancelledError, Outcome.CANCELLED),
+    (GeneratorExit, Outcome.CANCELLED),
 )
 
 
 class Server:
-    """Serves the models of a repository to every front alike.
+    """The same data plane under every front.
 
-    With `strict_readiness` one model that could not be loaded makes the whole server not ready.
+    `name` is what the protocol's metadata reports. With `strict_readiness` one model that could
+    not be loaded makes the whole server not ready.
     """
 
-    def __init__(self, metrics: Metrics, *, strict_readiness: bool = True):
+    def __init__(
+        self,
+        catalog: Catalog,
+        metrics: Metrics,
+        *,
+        name: str = "slipway",
+        strict_readiness: bool = True,
+        shared_memory: SharedMemory,
+        tracer: Tracer,
+        log_settings: LogSettings,
+    ):
+        self.name = name
+        self.catalog = catalog
         self.metrics = metrics
+        self.shared_memory = shared_memory
+        self.tracer = tracer
+        self.log_settings = log_settings
         self.draining = False
         self._strict_readiness = strict_readiness
-        self._repository = Path()
-        # name -> version -> model; the highest version answers when a caller names none.
-        self._models: dict[str, dict[str, tuple[Model, ModelMetrics]]] = {}
-        self._failed: dict[str, OperatorError] = {}
         self._in_flight: set[asyncio.Future[None]] = set()
-
-    async def load(self, repository: Path) -> list[OperatorError]:
-        """Load what a repository holds; returns why the others could not be loaded."""
-        for found in scan(repository):
-            if isinstance(found, BrokenModel):
-                self._note_failure(found.name, found.error)
-            else:
-                try:
-                    await self._load_version(found)
-                except OperatorError as error:
-                    self._note_failure(found.config.name, error)
-                except Exception as error:  # what users put into a repository has no bounds
-                    log.error("unexpected error", model=found.config.name, exc_info=error)
-                    failure = ModelLoadError(f"{found.directory}: cannot be loaded: {error!r}")
-                    self._note_failure(found.config.name, failure)
-        self._repository = repository
-        return list(self._failed.values())
 
     @property
     def ready(self) -> bool:
         """Whether requests should be sent here."""
-        return not self.draining and not (self._strict_readiness and self._failed)
+        return not self.draining and not (self._strict_readiness and self.catalog.has_failures)
 
     def model_ready(self, name: str, version: str = "") -> bool:
         try:
-            self.model(name, version)
+            model = self.model(name, version)
         except NotFound:
             return False
-        return not self.draining
-
-    def models(self) -> Iterator[Model]:
-        """Every loaded version, ordered by name and version."""
-        for name in sorted(self._models):
-            for model, _ in self._models[name].values():
-                yield model
-
-    def versions(self, name: str) -> list[str]:
-        return list(self._models.get(name, ()))
-
-    def index(self) -> list[dict[str, str]]:
-        """Every model of the repository with its state, and the reason if it is not served."""
-        ready = [
-            {"name": model.config.name, "version": model.version, "state": "READY"}
-            for model in self.models()
-        ]
-        # Where the repository lies is nobody's business but the operator's.
-        prefix = f"{self._repository}{os.sep}"
-        failed = [
-            {"name": name, "state": "UNAVAILABLE", "reason": str(error).replace(prefix, "")}
-            for name, error in sorted(self._failed.items())
-        ]
-        return ready + failed
+        members = model.config.steps
+        return not self.draining and all(
+            self.model_ready(step.model_name, step.model_version) for step in members
+        )
 
     def model(self, name: str, version: str = "") -> Model:
         """One loaded version; no version means the highest. Raises `NotFound`."""
-        return self._find(name, version)[0]
+        return self.catalog.find(name, version)[-1].model
+
+    def versions(self, name: str) -> list[str]:
+        """The versions of a model that are served, lowest first."""
+        return [loaded.model.version for loaded in self.catalog.find(name)]
+
+    def index(self, *, ready_only: bool = False) -> list[ModelState]:
+        """Every model of the repositories with its state, and the reason if it is not served."""
+        states = self.catalog.index()
+        return [state for state in states if state.state == "READY" or not ready_only]
+
+    async def load_model(self, name: str, overrides: Overrides | None = None) -> None:
+        """Load or reload a model; what is loaded serves until the new one is ready.
+
+        Raises `Unavailable` unless the control mode is explicit, and `LoadFailed`.
+        """
+        await self.catalog.load_on_request(name, overrides)
+
+    async def unload_model(self, name: str, *, dependents: bool = False) -> None:
+        """Stop serving a model; what it has accepted is finished in the background.
+
+        Raises `Unavailable` unless the control mode is explicit.
+        """
+        await self.catalog.unload_on_request(name, dependents=dependents)
+
+    def statistics(self, name: str = "", version: str = "") -> list[tuple[Model, ModelMetrics]]:
+        """The running totals of one version, of a model's versions, or of every one.
+
+        Raises `NotFound`.
+        """
+        return [(loaded.model, loaded.metrics) for loaded in self.catalog.find(name, version)]
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer one request, and count its outcome whatever that is.
 
         Raises any of `serving.errors` but `OperatorError`; cancelling the call is safe at any time.
         """
-        model, metrics = self._find(request.model_name, request.model_version)
-        stamps = request.stamps
-        stamps.received = stamps.received or monotonic()
-        in_flight = asyncio.get_running_loop().create_future()
-        self._in_flight.add(in_flight)
-        outcome = Outcome.FAILED
+        with self._accepted(request) as model:
+            if model.config.decoupled:
+                raise Unsupported(
+                    f"model {request.model_name!r} is decoupled: it may have any number of"
+                    " responses, and only ModelStreamInfer or generate_stream can carry them"
+                )
+            return await model.infer(request, model.rows(request))
+
+    async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse]:
+        """Answer one request with all its responses: one, unless the model is decoupled.
+
+        Raises as `infer` does; closing the iterator early cancels the request.
+        """
+        with self._accepted(request) as model:
+            async with aclosing(model.stream(request, model.rows(request))) as responses:
+                async for response in responses:
+                    yield response
+
+    def note_invalid(self, name: str, version: str = "") -> None:
+        """Count a request for which a front found no form that could be inferred."""
         try:
-            response = await model.infer(request, model.rows(request))
-            outcome = Outcome.ANSWERED
-            return response
-        except (SlipwayError, asyncio.CancelledError) as error:
-            outcome = _outcome(error)
-            if outcome is Outcome.FAILED:
-                log.error("inference failed", model=request.model_name, exc_info=error)
-            raise
-        finally:
-            metrics.ended(outcome, stamps)
-            self._in_flight.discard(in_flight)
-            in_flight.set_result(None)
+            loaded = self.catalog.find(name, version)[-1]
+        except NotFound:
+            self.metrics.unresolved += 1
+        else:
+            loaded.metrics.ended(Outcome.INVALID, InferRequest(name, {}).stamps)
 
     async def drain(self, grace_s: float = math.inf) -> None:
         """Turn not ready, and wait until what is in flight now has its outcome."""
@@ -154,44 +176,46 @@ class Server:
 
     def give_up(self) -> None:
         """Fail what still waits, so that its callers hear of it before the fronts close."""
-        for model in self.models():
+        for model in self.catalog.models():
             model.give_up()
 
     async def close(self) -> None:
         """Unload every model, when what runs has ended."""
         self.draining = True
-        await asyncio.gather(*(model.close() for model in self.models()))
-        self._models.clear()
+        await self.catalog.close()
+        await self.tracer.close()
+        self.shared_memory.close()
 
-    def _find(self, name: str, version: str) -> tuple[Model, ModelMetrics]:
-        versions = self._models.get(name)
-        if versions is None:
-            problem = "has no available versions" if name in self._failed else "is not found"
-            raise NotFound(f"Request for unknown model: {name!r} {problem}")
-        if not version:
-            return next(reversed(versions.values()))
-        if version not in versions:
-            raise NotFound(f"Request for unknown model: {name!r} version {version} is not found")
-        return versions[version]
+    @contextmanager
+    def _accepted(self, request: InferRequest) -> Iterator[Model]:
+        """Holds a model for one request, and counts the one outcome that the request has."""
+        stamps = request.stamps
+        stamps.received = stamps.received or monotonic()
+        in_flight = asyncio.get_running_loop().create_future()
+        try:
+            found = self.catalog.find(request.model_name, request.model_version)[-1]
+        except NotFound:
+            self.metrics.unresolved += 1
+            raise
+        with found.lease() as loaded:
+            self._in_flight.add(in_flight)
+            outcome = Outcome.FAILED
+            try:
+                yield loaded.model
+                outcome = Outcome.ANSWERED
+            except BaseException as error:
+                outcome = _outcome(error, request)
+                if outcome is Outcome.FAILED and isinstance(error, SlipwayError):
+                    log.error("inference failed", model=request.model_name, exc_info=error)
+                raise
+            finally:
+                loaded.metrics.ended(outcome, stamps)
+                self.tracer.record(request, loaded.model.version)
+                self._in_flight.discard(in_flight)
+                in_flight.set_result(None)
 
-    async def _load_version(self, found: ModelVersion) -> None:
-        name, version = found.config.name, str(found.version)
-        started = monotonic()
-        metrics = self.metrics.model(name, version)
-        model = await Model.load(found, metrics.ran)
-        metrics.waiting = lambda: model.waiting
-        self._models.setdefault(name, {})[version] = (model, metrics)
-        log.info("model loaded", model=name, version=version, seconds=_rounded(started))
 
-    def _note_failure(self, name: str, error: OperatorError) -> None:
-        self._failed[name] = error
-        log.error("model not loaded", model=name, reason=str(error))
-
-
-def _outcome(error: BaseException) -> Outcome:
-    kinds: Iterable[Outcome] = (kind for cause, kind in _OUTCOMES if isinstance(error, cause))
-    return next(iter(kinds), Outcome.FAILED)
-
-
-def _rounded(started: float) -> float:
-    return round(monotonic() - started, 3)
+def _outcome(error: BaseException, request: InferRequest) -> Outcome:
+    if isinstance(error, asyncio.CancelledError) and monotonic() >= request.deadline:
+        return Outcome.EXPIRED
+    return next((kind for cause, kind in _OUTCOMES if isinstance(error, cause)), Outcome.FAILED)

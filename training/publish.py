@@ -172,7 +172,7 @@ def _promise(model: Path, network: ImageClassifierConfig, export: Path) -> None:
         durable.write_new(model / LABELS_FILE, labels)
         durable.write_new(config_path, _config_text(model.name, network))
     # Also after writing: another first publisher may have been faster, with another model.
-    config = read_config(config_path)
+    config = read_config(model)
     _check_tensors(config_path, "input", config.inputs, _input(network))
     _check_tensors(config_path, "output", config.outputs, _output(network))
     if config.backend != "onnxruntime":
@@ -189,11 +189,10 @@ def _promise(model: Path, network: ImageClassifierConfig, export: Path) -> None:
             f"{config_path}: max_batch_size is {config.max_batch_size},"
             f" and the export is proven up to {MAX_BATCH_SIZE}"
         )
-    for file in config.label_files.values():
-        path = model / file
-        if not path.exists() or path.read_text(encoding="utf-8") != labels:
+    for output, promised in config.labels.items():
+        if promised != tuple(labels.splitlines()):
             raise PublishRefused(
-                f"{path} holds other labels than this version:"
+                f"{config_path}: the labels of {output!r} are others than this version's:"
                 " publish it as another model with --name"
             )
 

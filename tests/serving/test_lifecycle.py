@@ -120,8 +120,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         'bad/config.pbtxt:8: Message type "inference.ModelConfig" has no field named "batch_size"',
     ),
     "field not honoured": (
-        lambda path: write_config(path, "bad", config(extra="sequence_batching { }")),
-        "bad/config.pbtxt:6: sequence_batching is not supported",
+        lambda path: write_config(path, "bad", config(extra="model_operations { }")),
+        "bad/config.pbtxt:6: model_operations is not supported",
     ),
     "no version": (lambda path: write_config(path, "bad", config()), "no version directory"),
     "no config": (lambda path: (path / "bad").mkdir(), "bad/config.pbtxt: no such file"),
@@ -137,7 +137,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unknown number of an enum": (
         lambda path: write_config(path, "bad", config(extra="instance_group { kind: 99 }")),
-        "bad/config.pbtxt:6: instance_group.kind has the unknown value 99",
+        "bad/config.pbtxt:6: instance_group[0].kind has the unknown value 99",
     ),
     "wrong size in the output": (
         lambda path: write_config(

@@ -1,0 +1,356 @@
+"""Models that come, change and go while requests keep coming."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from onnx import TensorProto, helper
+from tritonclient.utils import InferenceServerException
+
+from tests.support import (
+    RunningServer,
+    await_true,
+    call,
+    config,
+    run_slipway,
+    serving,
+    write_config,
+    write_fake,
+)
+
+EXPLICIT = ("--model-control-mode", "explicit")
+
+
+def adder(addend: float) -> bytes:
+    """The bytes of a graph y = x + addend."""
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "addend"], ["y"])],
+        "adder",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("batch", 4))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("batch", 4))],
+        [helper.make_tensor("addend", TensorProto.FLOAT, [1], [addend])],
+    )
+    opset = helper.make_opsetid("", 18)
+    model: bytes = helper.make_model(
+        graph, opset_imports=[opset], ir_version=10
+    ).SerializeToString()
+    return model
+
+
+def write_version(repository: Path, name: str, version: int, content: bytes | None = None) -> None:
+    """A version that adds its own number; its directory appears at once, as publishing does it."""
+    hidden = repository / name / f".{version}"
+    hidden.mkdir(parents=True)
+    (hidden / "model.onnx").write_bytes(adder(version) if content is None else content)
+    hidden.rename(repository / name / str(version))
+
+
+def write_adder(repository: Path, name: str = "adder", *versions: int, **settings: Any) -> None:
+    write_config(repository, name, config(**settings))
+    for version in versions or (1,):
+        write_version(repository, name, version)
+
+
+def post(server: RunningServer, path: str, document: object = None) -> tuple[int, str]:
+    body = b"" if document is None else json.dumps(document).encode()
+    status, text = call(server.http_port, "POST", path, body)
+    return status, text.decode()
+
+
+def index(server: RunningServer) -> dict[tuple[str, str], dict[str, str]]:
+    _, text = post(server, "/v2/repository/index")
+    return {(row["name"], row.get("version", "")): row for row in json.loads(text)}
+
+
+def ask(client: Any, name: str = "adder", version: str = "") -> tuple[float, str]:
+    """What is added to zero, and the version that says it did that."""
+    module = tritonclient.http if "http" in type(client).__module__ else tritonclient.grpc
+    tensor = module.InferInput("x", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
+    result = client.infer(name, [tensor], model_version=version)
+    response = result.get_response()
+    answered = response["model_version"] if isinstance(response, dict) else response.model_version
+    return float(result.as_numpy("y")[0, 0]), answered
+
+
+@pytest.fixture(params=["http", "grpc"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def connect(server: RunningServer, protocol: str) -> Any:
+    module = {"http": tritonclient.http, "grpc": tritonclient.grpc}[protocol]
+    return module.InferenceServerClient(getattr(server, protocol))
+
+
+@pytest.fixture
+def explicit(tmp_path: Path) -> Iterator[tuple[Path, RunningServer]]:
+    write_adder(tmp_path)
+    write_adder(tmp_path, "other")
+    with serving(tmp_path, *EXPLICIT, "--load-model", "adder") as server:
+        yield tmp_path, server
+
+
+def test_explicit_control(explicit: tuple[Path, RunningServer], protocol: str) -> None:
+    _, server = explicit
+    with connect(server, protocol) as client:
+        assert client.is_server_ready()
+        assert client.is_model_ready("adder")
+        assert not client.is_model_ready("other")
+        with pytest.raises(InferenceServerException, match="unknown model: 'other' is not found"):
+            ask(client, "other")
+        client.load_model("other")
+        assert ask(client, "other") == (1, "1")
+        client.unload_model("other")
+        with pytest.raises(InferenceServerException, match="'other' has no available versions"):
+            ask(client, "other")
+        await_true(lambda: index(server)["other", "1"].get("reason") == "unloaded")
+        assert client.is_server_ready()
+        client.unload_model("nobody")
+        with pytest.raises(InferenceServerException, match="failed to poll from model repository"):
+            client.load_model("nobody")
+        assert client.is_server_ready()
+        assert not any(name == "nobody" for name, _ in index(server))
+
+
+def test_a_model_that_was_never_loaded_has_a_name_only(
+    explicit: tuple[Path, RunningServer],
+) -> None:
+    _, server = explicit
+    assert index(server)["other", ""] == {"name": "other"}
+    assert index(server)["adder", "1"] == {"name": "adder", "version": "1", "state": "READY"}
+    _, ready = post(server, "/v2/repository/index", {"ready": True})
+    assert [row["name"] for row in json.loads(ready)] == ["adder"]
+
+
+@pytest.mark.parametrize("name", ["..", "%20", "..%2Fadder", "a%00b", "%2Fetc"])
+def test_names_that_are_none(explicit: tuple[Path, RunningServer], name: str) -> None:
+    path, server = explicit
+    status, text = post(server, f"/v2/repository/models/{name}/load")
+    assert status in (400, 404)
+    assert str(path) not in text
+
+
+def test_a_config_given_inline(explicit: tuple[Path, RunningServer], protocol: str) -> None:
+    _, server = explicit
+    text = {"backend": "onnxruntime", "max_batch_size": "16"}
+    with connect(server, protocol) as client:
+        client.load_model("adder", config=json.dumps(text))
+        got = client.get_model_config("adder")
+        got = got if isinstance(got, dict) else got.config
+        size = got["max_batch_size"] if isinstance(got, dict) else got.max_batch_size
+        assert size == 16
+        assert ask(client) == (1, "1")
+        client.load_model("adder")
+        got = client.get_model_config("adder")
+        got = got if isinstance(got, dict) else got.config
+        assert (got["max_batch_size"] if isinstance(got, dict) else got.max_batch_size) == 64
+
+
+def test_files_given_inline(explicit: tuple[Path, RunningServer], protocol: str) -> None:
+    _, server = explicit
+    with connect(server, protocol) as client:
+        client.load_model(
+            "sent", config=json.dumps({"max_batch_size": 8}), files={"file:7/model.onnx": adder(70)}
+        )
+        assert ask(client, "sent") == (70, "7")
+        client.load_model(
+            "adder",
+            config=json.dumps({"max_batch_size": 8, "backend": "onnxruntime"}),
+            files={"file:3/model.onnx": adder(30)},
+        )
+        assert ask(client) == (30, "3")
+        client.load_model("adder")
+        assert ask(client) == (1, "1")
+
+
+BAD_OVERRIDES: dict[str, tuple[dict[str, str], str]] = {
+    "no config": ({"file:1/model.onnx": "aaaa"}, "only together with a config"),
+    "not base64": ({"config": "{}", "file:1/model.onnx": "%"}, "base64"),
+    "config is not JSON": ({"config": "{"}, "config"),
+    "unknown field": ({"config": '{"batch_size": 3}'}, "batch_size"),
+    "a field of no effect": ({"config": '{"runtime": "x"}'}, "runtime"),
+    "escaping": ({"config": "{}", "file:../../x": "aaaa"}, "inside the model"),
+    "absolute": ({"config": "{}", "file:/etc/x": "aaaa"}, "inside the model"),
+    "long": ({"config": "{}", "file:1/" + "x" * 300: "aaaa"}, "inside the model"),
+    "corrupt graph": (
+        {"config": '{"backend": "onnxruntime"}', "file:1/model.onnx": "aaaa"},
+        "cannot load",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OVERRIDES)
+def test_bad_overrides_leave_what_is_served(
+    explicit: tuple[Path, RunningServer], case: str
+) -> None:
+    path, server = explicit
+    parameters, told = BAD_OVERRIDES[case]
+    status, text = post(server, "/v2/repository/models/adder/load", {"parameters": parameters})
+    assert status >= 400
+    assert told in text
+    assert str(path) not in text
+    assert "/tmp" not in text
+    with connect(server, "http") as client:
+        assert ask(client) == (1, "1")
+        assert client.is_server_ready()
+
+
+def test_a_broken_new_version_leaves_the_old_one_serving(
+    explicit: tuple[Path, RunningServer],
+) -> None:
+    path, server = explicit
+    write_version(path, "adder", 2, b"no graph")
+    status, text = post(server, "/v2/repository/models/adder/load")
+    assert status == 400
+    assert "load failed for model 'adder': version 2 is at UNAVAILABLE state" in text
+    with connect(server, "http") as client:
+        assert ask(client) == (1, "1")
+        assert client.is_server_ready()
+    state = index(server)["adder", "2"]
+    assert state["state"] == "UNAVAILABLE"
+    assert "cannot load" in state["reason"]
+    assert index(server)["adder", "1"]["state"] == "READY"
+
+
+@pytest.mark.parametrize(
+    ("policy", "served"),
+    [
+        ("", ["4"]),
+        ("version_policy { latest { num_versions: 2 } }", ["2", "4"]),
+        ("version_policy { all { } }", ["1", "2", "4"]),
+        ("version_policy { specific { versions: [1, 2] } }", ["1", "2"]),
+    ],
+)
+def test_version_policies(tmp_path: Path, policy: str, served: list[str]) -> None:
+    write_adder(tmp_path, "adder", 1, 2, 4, extra=policy)
+    for ignored in ("03", "v5", "-6"):
+        (tmp_path / "adder" / ignored).mkdir()
+    with serving(tmp_path) as server, connect(server, "grpc") as client:
+        assert list(client.get_model_metadata("adder").versions) == served
+        assert ask(client)[1] == served[-1]
+        for version in served:
+            assert ask(client, version=version) == (float(version), version)
+
+
+def test_several_repositories(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_adder(first, "one")
+    write_adder(second, "two")
+    with serving(first, "--model-repository", str(second)) as server:
+        assert {name for name, _ in index(server)} == {"one", "two"}
+    write_adder(second, "one")
+    result = run_slipway(
+        "serve", "--model-repository", str(first), "--model-repository", str(second)
+    )
+    assert result.returncode == 1
+    assert "model 'one' is in several model repositories" in result.stderr
+
+
+def test_without_explicit_control_callers_change_nothing(tmp_path: Path) -> None:
+    write_adder(tmp_path)
+    with serving(tmp_path) as server:
+        for action in ("load", "unload"):
+            status, text = post(server, f"/v2/repository/models/adder/{action}")
+            assert (status, "not allowed" in text) == (503, True)
+
+
+def test_polling(tmp_path: Path) -> None:
+    write_adder(tmp_path)
+    options = ("--model-control-mode", "poll", "--repository-poll-secs", "0.05")
+    with serving(tmp_path, *options) as server, connect(server, "http") as client:
+        write_version(tmp_path, "adder", 2)
+        await_true(lambda: ask(client) == (2, "2"))
+        write_adder(tmp_path, "late")
+        await_true(lambda: client.is_model_ready("late"))
+        write_version(tmp_path, "adder", 3, b"no graph")
+        await_true(lambda: ("adder", "3") in index(server))
+        assert ask(client) == (2, "2")
+        (tmp_path / "late").rename(tmp_path / ".gone")
+        await_true(lambda: not client.is_model_ready("late"))
+        assert client.is_server_ready()
+
+
+def test_a_config_is_made_from_the_graph(tmp_path: Path) -> None:
+    (tmp_path / "bare" / "1").mkdir(parents=True)
+    (tmp_path / "bare" / "1" / "model.onnx").write_bytes(adder(5))
+    with serving(tmp_path) as server, connect(server, "http") as client:
+        assert ask(client, "bare") == (5, "1")
+        got = client.get_model_config("bare")
+        assert (got["backend"], got["max_batch_size"]) == ("onnxruntime", 4)
+        assert got["input"][0]["dims"] == [4]
+
+
+def test_warmup(tmp_path: Path) -> None:
+    warmup = """
+    model_warmup [{ name: "zeros" batch_size: 3 count: 2
+      inputs { key: "x" value { data_type: TYPE_FP32 dims: [4] zero_data: true } } }]
+    """
+    write_adder(tmp_path, extra=warmup)
+    with serving(tmp_path) as server, connect(server, "http") as client:
+        statistics = client.get_inference_statistics("adder")["model_stats"][0]
+        assert (statistics["inference_count"], statistics["execution_count"]) == (0, 0)
+    failing = warmup + 'parameters { key: "fail_every" value { string_value: "1" } }'
+    write_config(tmp_path, "adder", config(backend="fake", extra=failing))
+    result = run_slipway("check", str(tmp_path))
+    assert result.returncode == 1
+    assert "warm-up 'zeros' failed" in result.stdout
+
+
+def test_reload_under_load(explicit: tuple[Path, RunningServer]) -> None:
+    """No error, and no answer from another version than the one that signs it."""
+    path, server = explicit
+    stop = threading.Event()
+    newest = [1]
+
+    def keep_asking(protocol: str) -> Counter[str]:
+        seen: Counter[str] = Counter()
+        with connect(server, protocol) as client:
+            while not stop.is_set():
+                at_least = newest[0]
+                value, version = ask(client)
+                assert value == float(version)
+                assert int(version) >= at_least
+                seen[version] += 1
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(keep_asking, protocol) for protocol in ["http", "grpc"] * 2]
+        with connect(server, "grpc") as control:
+            for version in range(2, 8):
+                write_version(path, "adder", version)
+                control.load_model("adder")
+                newest[0] = version
+                time.sleep(0.2)
+        stop.set()
+        seen = sum((answers.result() for answers in asking), Counter())
+    assert set(seen) == {str(version) for version in range(1, 8)}
+    print(f"reloads under load: {sum(seen.values())} answers, {dict(sorted(seen.items()))}")
+
+
+def test_what_was_accepted_before_an_unload_is_answered(tmp_path: Path) -> None:
+    write_fake(tmp_path, "slow", delay_ms=400, max_batch_size=1, extra="")
+    with (
+        serving(tmp_path, *EXPLICIT, "--load-model", "*") as server,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        clients = [connect(server, "http") for _ in range(4)]
+        answers = [pool.submit(ask, client, "slow") for client in clients]
+        time.sleep(0.2)
+        post(server, "/v2/repository/models/slow/unload")
+        assert index(server)["slow", "1"]["state"] == "UNLOADING"
+        assert [answer.result() for answer in answers] == [(0, "1")] * 4
+        await_true(lambda: index(server)["slow", "1"]["state"] == "UNAVAILABLE")
+        for client in clients:
+            client.close()
