@@ -7,15 +7,19 @@ from collections.abc import Iterable, Mapping
 
 import orjson
 import structlog
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import Cancelled, SlipwayError, TooLarge
+from serving.errors import Cancelled, InferenceFailed, SlipwayError, TooLarge
 
 log = structlog.get_logger(__name__)
 
 # Every code of `serving.errors` has its HTTP status here; a test proves it.
 HTTP_STATUS: Mapping[str, int] = {
     "invalid_argument": 400,
+    "malformed": 400,
+    "already_exists": 400,
+    "restricted": 403,
     "too_large": 413,
     "not_found": 404,
     "unsupported": 501,
@@ -23,31 +27,62 @@ HTTP_STATUS: Mapping[str, int] = {
     "expired": 503,
     "cancelled": 499,
     "unavailable": 503,
+    "load_failed": 400,
+    "not_in_repository": 500,
     "internal": 500,
 }
+TRITON_STATUS: Mapping[str, int] = {
+    **HTTP_STATUS,
+    "malformed": 500,
+    "too_large": 400,
+    "cancelled": 400,
+}
+"""Triton's statuses where ours are better, for callers who test for them."""
+
 JSON = b"application/json"
 Headers = list[tuple[bytes, bytes]]
+
+SILENCE_S = 30
+"""How long a caller may send nothing of a body that it has not finished."""
+SLOWEST_BYTES_PER_S = 1000
+"""Of a whole body: one that comes more slowly is given up, `SILENCE_S` after its time is up."""
 
 _PATIENCE_S = 0.02
 """How long a request may take before we start to watch whether its caller is still there."""
 
 
 async def read_body(receive: Receive, limit_bytes: int) -> bytes:
-    """The whole body. Raises `TooLarge` as soon as it passes the limit."""
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message.get("more_body", False):
-        chunks = [body]
-        size = len(body)
-        while message.get("more_body", False):
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Cancelled("the caller went away before it had sent its request")
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > limit_bytes:
-                break
-        body = b"".join(chunks)
+    """The whole body.
+
+    Raises `TooLarge` as soon as it passes the limit, `Cancelled` if the caller goes away, and
+    HTTP's 408 if it does not come.
+    """
+    try:
+        return await _read(receive, limit_bytes)
+    except TimeoutError:
+        raise HTTPException(
+            408, "the request body did not come in time", {"connection": "close"}
+        ) from None
+
+
+async def _read(receive: Receive, limit_bytes: int) -> bytes:
+    async with asyncio.timeout(SILENCE_S) as patience:
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body", False):
+            started = now = asyncio.get_running_loop().time()
+            chunks = [body]
+            size = len(body)
+            while message.get("more_body", False) and size <= limit_bytes:
+                slowest = started + size / SLOWEST_BYTES_PER_S
+                patience.reschedule(min(now, slowest) + SILENCE_S)
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Cancelled("the caller went away before it had sent its request")
+                now = asyncio.get_running_loop().time()
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+            body = b"".join(chunks)
     if len(body) > limit_bytes:
         raise TooLarge(f"the request body is over the limit of {limit_bytes} bytes")
     return body
@@ -68,18 +103,22 @@ def error_body(message: str) -> bytes:
     return orjson.dumps({"error": message.encode(errors="replace").decode()})
 
 
-def describe(error: Exception) -> tuple[int, str, Headers]:
+def describe(error: Exception, statuses: Mapping[str, int]) -> tuple[int, str, Headers]:
     """Status, message and extra headers of any error that reaches a caller.
 
     What went wrong inside is logged, not told: messages of engines and of Python carry paths.
     """
+    if isinstance(error, HTTPException):
+        extra = [(key.encode(), value.encode()) for key, value in (error.headers or {}).items()]
+        return error.status_code, error.detail, extra
     if not isinstance(error, SlipwayError):
         log.error("unexpected error", exc_info=error)
         return 500, "internal error; the server's log has the cause", []
-    status = HTTP_STATUS[error.code]
-    if status == 500:
-        return status, "inference failed; the server's log has the cause", []
-    retry: Headers = [(b"retry-after", b"1")] if status == 503 else []
+    status = statuses[error.code]
+    if error.code == "internal":
+        where = error.where if isinstance(error, InferenceFailed) else ""
+        return status, f"{where}inference failed; the server's log has the cause", []
+    retry: Headers = [(b"retry-after", b"1")] if error.code in ("overloaded", "expired") else []
     return status, str(error), retry
 
 
@@ -96,11 +135,12 @@ class CancelOnDisconnect:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        watch = _Watch(receive)
+        watch = _Watch(receive, send)
         try:
-            await self._app(scope, watch.receive, send)
+            await self._app(scope, watch.receive, watch.send)
         except asyncio.CancelledError:
-            if not watch.caller_is_gone:
+            # Of an answer that has begun, the end of the connection tells that it has no end.
+            if not watch.caller_is_gone and not watch.answering:
                 body = error_body("the server stopped before it had an answer")
                 await respond(send, 503, [body], [(b"content-type", JSON)])
         finally:
@@ -108,18 +148,24 @@ class CancelOnDisconnect:
 
 
 class _Watch:
-    def __init__(self, receive: Receive):
+    def __init__(self, receive: Receive, send: Send):
         self._receive = receive
+        self._send = send
         self._handler = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
         self.caller_is_gone = False
+        self.answering = False
 
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._start)
         return message
+
+    async def send(self, message: Message) -> None:
+        self.answering = True
+        await self._send(message)
 
     def stop(self) -> None:
         if self._timer is not None:

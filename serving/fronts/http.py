@@ -2,36 +2,61 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import __version__
 from serving.errors import SlipwayError
-from serving.fronts import metrics, task_api, v2_http
-from serving.fronts.asgi import CancelOnDisconnect, describe
+from serving.fronts import metrics, task_api, v2_control, v2_generate, v2_http
+from serving.fronts.asgi import (
+    HTTP_STATUS,
+    TRITON_STATUS,
+    CancelOnDisconnect,
+    describe,
+    error_body,
+)
+from serving.fronts.restricted import Restrictions
 from serving.server import Server
 
 
-def build_http(server: Server, *, max_body_bytes: int) -> ASGIApp:
-    """Everything on the HTTP port."""
+def build_http(
+    server: Server,
+    *,
+    max_body_bytes: int,
+    restrictions: Restrictions,
+    strict: bool,
+    guard_management: bool,
+) -> ASGIApp:
+    """Everything on the HTTP port.
+
+    `strict` answers with Triton's statuses also where ours are better. `guard_management` refuses
+    calls that change the server for others, unless they need a key.
+    """
+    statuses = TRITON_STATUS if strict else HTTP_STATUS
+    restrictions = replace(restrictions, guard_management=guard_management)
     app = FastAPI(
         title="Slipway",
         version=__version__,
-        description="Predictions from the models of one repository.",
+        description="Predictions from the models of a repository.",
         redirect_slashes=False,
     )
-    app.include_router(v2_http.router(server))
-    app.include_router(task_api.router(server, max_body_bytes))
+    app.include_router(v2_control.router(server, restrictions, max_body_bytes))
+    app.include_router(
+        v2_generate.router(server, restrictions, max_body_bytes, statuses, strict=strict)
+    )
+    app.include_router(task_api.router(server, restrictions, max_body_bytes))
     app.include_router(metrics.router(server.metrics.registry))
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(SlipwayError, _described)
-    app.add_exception_handler(Exception, _described)
-    _document_infer(app)
-    return CancelOnDisconnect(_InferFirst(v2_http.InferRoute(server, max_body_bytes), app))
+    for kind in (HTTPException, SlipwayError, Exception):
+        app.add_exception_handler(kind, _describer(statuses))
+    _complete_documentation(app)
+    infer = v2_http.InferRoute(server, max_body_bytes, restrictions, statuses)
+    return CancelOnDisconnect(_InferFirst(infer, app))
 
 
 class _InferFirst:
@@ -46,25 +71,33 @@ class _InferFirst:
             await self._app(scope, receive, send)
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+def _describer(
+    statuses: Mapping[str, int],
+) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def describer(request: Request, error: Exception) -> Response:
+        status, message, headers = describe(error, statuses)
+        extra = {key.decode(): value.decode() for key, value in headers}
+        return Response(error_body(message), status, extra, media_type="application/json")
+
+    return describer
 
 
-async def _described(request: Request, error: Exception) -> Response:
-    status, message, headers = describe(error)
-    return JSONResponse(
-        {"error": message}, status, {key.decode(): value.decode() for key, value in headers}
-    )
-
-
-def _document_infer(app: FastAPI) -> None:
-    """Add the infer route to /docs, since FastAPI's router never sees it."""
+def _complete_documentation(app: FastAPI) -> None:
+    """Tell /docs of what FastAPI cannot see: the infer route, and what routes take from paths."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = generate()
         schema["paths"].setdefault("/v2/models/{name}/infer", {"post": _INFER_OPERATION})
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
+                described = operation.setdefault("parameters", [])
+                known = {parameter["name"] for parameter in described}
+                described += [
+                    {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                    for name in re.findall(r"{(\w+)}", path)
+                    if name not in known
+                ]
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -75,7 +108,6 @@ _INFER_OPERATION: dict[str, Any] = {
     "summary": "Infer",
     "description": "Tensors as JSON arrays, or as raw bytes after the JSON (binary tensor data).",
     "parameters": [
-        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}},
         {
             "name": "Inference-Header-Content-Length",
             "in": "header",

@@ -14,8 +14,10 @@ import orjson
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ValidationError
 
-from serving.errors import InvalidRequest, Unsupported, shown
+from serving.errors import InvalidRequest, RequestError, Unsupported, shown
 from serving.fronts.asgi import read_body
+from serving.fronts.restricted import Restrictions
+from serving.fronts.v2_control import allowed
 from serving.server import Server
 from serving.tasks import Task
 from serving.types import InferRequest
@@ -40,8 +42,9 @@ _BODY: Mapping[str, Any] = {
 }
 
 
-def router(server: Server, max_body_bytes: int) -> APIRouter:
-    routes = APIRouter(tags=["Tasks"])
+def router(server: Server, restrictions: Restrictions, max_body_bytes: int) -> APIRouter:
+    """POST /models/{name}"""
+    routes = APIRouter(tags=["Tasks"], dependencies=[allowed(restrictions, "inference")])
     # A large picture takes a hundred megabytes while it is decoded, so only so many at a time.
     decoding = asyncio.Semaphore(os.cpu_count() or 1)
 
@@ -52,18 +55,23 @@ def router(server: Server, max_body_bytes: int) -> APIRouter:
         The body is the input itself, such as the bytes of a picture; or JSON with the input in
         base64 and settings: `{"inputs": "…", "parameters": {"top_k": 3}}`.
         """
-        model = server.model(name)
-        task = model.task
+        task = server.model(name).task
         if task is None:
             raise Unsupported(
                 f"model {name!r} has no task; ask it with POST /v2/models/{name}/infer"
             )
-        body = await read_body(request.receive, max_body_bytes)
-        received = monotonic()
-        payload, parameters = _open_envelope(request.headers.get("content-type", ""), body, task)
-        async with decoding:
-            tensors = await asyncio.to_thread(task.preprocess, payload)
-        call = InferRequest(name, tensors, model_version=model.version)
+        try:
+            body = await read_body(request.receive, max_body_bytes)
+            received = monotonic()
+            content_type = request.headers.get("content-type", "")
+            payload, parameters = _open_envelope(content_type, body, task)
+            async with decoding:
+                tensors = await asyncio.to_thread(task.preprocess, payload)
+        except RequestError:
+            server.note_invalid(name)
+            raise
+        # Of no version: the one that the task came from may have been replaced meanwhile.
+        call = InferRequest(name, tensors)
         call.stamps.received = received
         response = await server.infer(call)
         return task.postprocess(response.outputs, parameters)

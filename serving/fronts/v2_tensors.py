@@ -1,6 +1,9 @@
 """Tensors as protocol v2 writes them: JSON values, or raw bytes (little-endian, row-major).
 
 Used by both v2 fronts. No function loops in Python over the elements of a numeric tensor.
+
+What breaks the protocol's grammar (a wrong type of JSON value, a wrong number of elements, a
+negative dimension) is `Malformed`; what is well formed and does not agree is `InvalidRequest`.
 """
 
 from __future__ import annotations
@@ -15,45 +18,112 @@ from typing import Any
 import numpy as np
 import orjson
 
-from serving.errors import InvalidRequest, shown
-from serving.types import DATATYPES, NUMPY_TYPES, Array
+from serving.errors import InvalidRequest, Malformed, shown
+from serving.types import DATATYPES, DYNAMIC, NUMPY_TYPES, Array, TensorSpec
 
 Buffer = bytes | bytearray | memoryview
 
 MAX_RANK = 64  # numpy's own limit
+_FLOATING = "fV"  # kinds of numpy types; BF16 is foreign to numpy, which calls it V
 _LENGTH = struct.Struct("<I")
 
 
 def check_spec(name: str, datatype: object, shape: object) -> tuple[str, tuple[int, ...]]:
-    """Check what a caller declares of a tensor. Raises `InvalidRequest` naming the field."""
-    if not isinstance(datatype, str) or datatype not in NUMPY_TYPES:
+    """Check what a caller declares of a tensor.
+
+    Raises `Malformed` for a datatype that is no string and a shape that is no list of integers of
+    0 or more; `InvalidRequest` for an unknown datatype, too many dimensions or too many bytes.
+    """
+    if not isinstance(datatype, str):
+        raise Malformed(
+            f"invalid datatype for input {name!r}: expected a string, got {shown(datatype)}"
+        )
+    if datatype not in NUMPY_TYPES:
         raise InvalidRequest(
             f"invalid datatype for input {name!r}: expected one of {', '.join(NUMPY_TYPES)},"
             f" got {shown(datatype)}"
         )
-    sizes = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else None
-    if sizes is None or len(sizes) > MAX_RANK or not all(_is_size(size) for size in sizes):
-        raise InvalidRequest(
+    if isinstance(shape, str | dict) or not isinstance(shape, Iterable):
+        raise Malformed(
             f"invalid shape for input {name!r}: expected a list of integers of 0 or more,"
-            f" got {shown(shape) if sizes is None else _listed(sizes)}"
+            f" got {shown(shape)}"
+        )
+    sizes = tuple(shape)
+    if len(sizes) > MAX_RANK:
+        raise InvalidRequest(
+            f"invalid shape for input {name!r}: expected at most {MAX_RANK} dimensions,"
+            f" got {len(sizes)}"
+        )
+    if not all(_is_size(size) for size in sizes):
+        raise Malformed(
+            f"invalid shape for input {name!r}: expected a list of integers of 0 or more,"
+            f" got {_listed(sizes)}"
         )
     if math.prod(max(size, 1) for size in sizes) * NUMPY_TYPES[datatype].itemsize >= 2**63:
         raise InvalidRequest(f"invalid shape for input {name!r}: its byte size overflows")
     return datatype, sizes
 
 
-def from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: Buffer) -> Array:
-    """A tensor over the bytes it came in, uncopied, except BYTES, whose elements are cut out."""
+def check_size(name: str, datatype: str, shape: tuple[int, ...], size: int) -> None:
+    """Whether a tensor can have been written as so many bytes. Raises `InvalidRequest` if not."""
+    count = math.prod(shape)
     if datatype == "BYTES":
-        return _byte_strings(name, shape, raw)
-    dtype = NUMPY_TYPES[datatype]
-    expected = math.prod(shape) * dtype.itemsize
-    if len(raw) != expected:
+        if size < count * _LENGTH.size:
+            raise InvalidRequest(
+                f"input byte size mismatch for input {name!r}: shape {list(shape)} of BYTES takes"
+                f" at least {count * _LENGTH.size} bytes, got {size}"
+            )
+        return
+    expected = count * NUMPY_TYPES[datatype].itemsize
+    if size != expected:
         raise InvalidRequest(
             f"input byte size mismatch for input {name!r}: shape {list(shape)} of {datatype}"
-            f" takes {expected} bytes, got {len(raw)}"
+            f" takes {expected} bytes, got {size}"
         )
-    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: Buffer) -> Array:
+    """A tensor over the bytes it came in, uncopied, except BYTES, whose elements are cut out.
+
+    Raises `InvalidRequest` for bytes that are not what a tensor of this shape takes.
+    """
+    if datatype == "BYTES":
+        return _byte_strings(name, shape, raw)
+    check_size(name, datatype, shape, len(raw))
+    return np.frombuffer(raw, NUMPY_TYPES[datatype]).reshape(shape)
+
+
+def raw_tensor(spec: TensorSpec, body: Buffer, batches: bool) -> Array:
+    """The tensor of a raw request: the body is the data, and what it is the model's spec tells.
+
+    With a batch dimension (`batches`) it is a batch of one. One dynamic dimension at most follows
+    from the size of the body; of BYTES the body is the one element, without a length before it.
+
+    Raises `InvalidRequest` for a spec that leaves more open, and for a body that does not fit it.
+    """
+    dims = spec.shape[1:] if batches else spec.shape
+    if spec.datatype == "BYTES":
+        if dims != (1,):
+            raise InvalidRequest(
+                f"a raw request needs shape [1] for BYTES input {spec.name!r},"
+                f" but the model has {list(dims)}"
+            )
+        return _object_array([bytes(body)]).reshape(_one_row(dims, batches))
+    dynamic = dims.count(DYNAMIC)
+    if dynamic > 1:
+        raise InvalidRequest(
+            f"a raw request needs at most one dynamic dimension, but input {spec.name!r} has shape"
+            f" {list(dims)}"
+        )
+    if dynamic:
+        step = math.prod(dims) * DYNAMIC * NUMPY_TYPES[spec.datatype].itemsize
+        if step == 0 or len(body) % step:
+            raise InvalidRequest(
+                f"input byte size mismatch for input {spec.name!r}: shape {list(dims)} of"
+                f" {spec.datatype} takes a multiple of {step} bytes, got {len(body)}"
+            )
+        dims = tuple(len(body) // step if size == DYNAMIC else size for size in dims)
+    return from_bytes(spec.name, spec.datatype, _one_row(dims, batches), body)
 
 
 def to_bytes(tensor: Array) -> Buffer:
@@ -69,18 +139,20 @@ def to_bytes(tensor: Array) -> Buffer:
 
 
 def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) -> Array:
-    """A tensor from flat or nested JSON arrays; no value is rounded, wrapped or reinterpreted."""
+    """A tensor from flat or nested JSON arrays; no value is wrapped or reinterpreted.
+
+    Raises `Malformed` for anything but regular arrays of the right number of elements of the right
+    JSON type; `InvalidRequest` for a value that the datatype does not have.
+    """
     if not isinstance(data, list):
-        raise InvalidRequest(
-            f"data of input {name!r} must be an array, got {_JSON_NAMES[type(data)]}"
-        )
+        raise Malformed(f"data of input {name!r} must be an array, got {_JSON_NAMES[type(data)]}")
     elements = _flattened(name, datatype, shape, data)
     if datatype == "BYTES":
         values = _object_array([element.encode() for element in elements])
     else:
         values = _numbers(name, datatype, elements)
     if values.size != math.prod(shape):
-        raise InvalidRequest(
+        raise Malformed(
             f"data of input {name!r} has {values.size} elements,"
             f" but shape {list(shape)} takes {math.prod(shape)}"
         )
@@ -88,7 +160,10 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) ->
 
 
 def to_json(name: str, tensor: Array) -> bytes:
-    """The flat JSON array of a tensor's elements. Not-a-number and infinities are bare tokens."""
+    """The flat JSON array of a tensor's elements. Not-a-number and infinities are bare tokens.
+
+    Raises `InvalidRequest` for BYTES that are not text.
+    """
     flat = np.ascontiguousarray(tensor).reshape(-1)
     if flat.dtype == object:
         try:
@@ -97,8 +172,9 @@ def to_json(name: str, tensor: Array) -> bytes:
             raise InvalidRequest(
                 f"output {name!r} holds bytes that are not UTF-8; ask for binary_data"
             ) from None
-    if flat.dtype.kind == "f":
-        if flat.dtype == np.float16:
+    if flat.dtype.kind in _FLOATING:
+        if flat.dtype.itemsize == 2:
+            # Wide enough for FP16 and BF16 whole, and what orjson can write.
             flat = flat.astype(np.float32)
         if not np.isfinite(flat).all():
             return json.dumps(flat.tolist()).encode()
@@ -108,6 +184,10 @@ def to_json(name: str, tensor: Array) -> bytes:
 def _listed(sizes: tuple[object, ...]) -> str:
     more = ", …" if len(sizes) > 8 else ""
     return f"[{', '.join(map(shown, sizes[:8]))}{more}]"
+
+
+def _one_row(dims: tuple[int, ...], batches: bool) -> tuple[int, ...]:
+    return (1, *dims) if batches else dims
 
 
 def _is_size(size: object) -> bool:
@@ -120,17 +200,17 @@ def _flattened(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]
     kinds = set(map(type, data))
     while list in kinds and len(data) <= most:
         if len(kinds) > 1 or len(set(map(len, data))) > 1:
-            raise InvalidRequest(f"data of input {name!r} is not a regular array")
+            raise Malformed(f"data of input {name!r} is not a regular array")
         data = list(chain.from_iterable(data))
         kinds = set(map(type, data))
     if len(data) > most:
-        raise InvalidRequest(
+        raise Malformed(
             f"data of input {name!r} has {len(data)} elements or more,"
             f" but shape {list(shape)} takes {math.prod(shape)}"
         )
     allowed, expected = _ELEMENTS[NUMPY_TYPES[datatype].kind]
     for wrong in kinds - allowed:
-        raise InvalidRequest(
+        raise Malformed(
             f"data of input {name!r} must be {expected} for {datatype}, got {_JSON_NAMES[wrong]}"
         )
     return data
@@ -139,7 +219,10 @@ def _flattened(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]
 def _numbers(name: str, datatype: str, elements: list[Any]) -> Array:
     try:
         with np.errstate(over="ignore"):
-            values = np.array(elements, NUMPY_TYPES[datatype])
+            if datatype == "BF16":  # it takes no Python integers
+                values = np.array(elements, np.float64).astype(NUMPY_TYPES[datatype])
+            else:
+                values = np.array(elements, NUMPY_TYPES[datatype])
     except OverflowError:
         raise InvalidRequest(f"data of input {name!r} has values outside {datatype}") from None
     finite = np.isfinite(values)
@@ -150,11 +233,17 @@ def _numbers(name: str, datatype: str, elements: list[Any]) -> Array:
 
 
 def _byte_strings(name: str, shape: tuple[int, ...], raw: Buffer) -> Array:
+    check_size(name, "BYTES", shape, len(raw))
     expected = math.prod(shape)
     view = memoryview(raw)
     elements: list[bytes] = []
     at = 0
     while at < len(view):
+        if len(elements) == expected:
+            raise InvalidRequest(
+                f"expected {expected} string elements for input {name!r}, but {len(view) - at}"
+                " bytes follow the last"
+            )
         if at + _LENGTH.size > len(view):
             raise InvalidRequest(f"incomplete string length in the data of input {name!r}")
         (length,) = _LENGTH.unpack_from(view, at)
@@ -185,6 +274,7 @@ _ELEMENTS: Mapping[str, tuple[set[type], str]] = {
     "i": ({int}, "integers"),
     "u": ({int}, "integers"),
     "f": ({float, int}, "numbers"),
+    "V": ({float, int}, "numbers"),
     "O": ({str}, "strings"),
 }
 _JSON_NAMES: Mapping[type, str] = {

@@ -16,7 +16,7 @@ from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving.errors import SlipwayError
-from serving.fronts.asgi import HTTP_STATUS
+from serving.fronts.asgi import HTTP_STATUS, TRITON_STATUS
 from serving.fronts.v2_grpc import GRPC_STATUS
 from tests.support import RunningServer, call
 
@@ -43,6 +43,16 @@ def infer(**changes: Any) -> bytes:
 def with_both() -> bytes:
     document = json.loads(infer())
     document["inputs"][0]["parameters"] = {"binary_data_size": 16}
+    return json.dumps(document).encode()
+
+
+def with_region(**changes: Any) -> bytes:
+    document = json.loads(infer(data=None))
+    (tensor,) = document["inputs"]
+    if "data" in changes:
+        tensor["data"] = changes.pop("data")
+    parameters = {"shared_memory_region": "a", "shared_memory_byte_size": 16, **changes}
+    tensor["parameters"] = {key: value for key, value in parameters.items() if value is not None}
     return json.dumps(document).encode()
 
 
@@ -93,12 +103,47 @@ BAD_REQUESTS: dict[str, tuple[str, bytes, dict[str, str], int, str]] = {
         400,
         "parameters.priority must be an integer",
     ),
-    "classification": (
+    "classification that is no number": (
         "double",
-        infer(outputs=[{"name": "y", "parameters": {"classification": 2}}]),
+        infer(outputs=[{"name": "y", "parameters": {"classification": "2"}}]),
         {},
-        501,
-        "classification is not supported",
+        400,
+        "outputs[0].parameters.classification must be an integer",
+    ),
+    "output wanted twice": (
+        "double",
+        infer(outputs=[{"name": "y"}, {"name": "y"}]),
+        {},
+        400,
+        "output 'y' already exists in request",
+    ),
+    "input given twice": (
+        "double",
+        infer(inputs=json.loads(infer())["inputs"] * 2),
+        {},
+        400,
+        "input 'x' already exists in request",
+    ),
+    "shared memory that nobody registered": (
+        "double",
+        with_region(),
+        {},
+        404,
+        "Unable to find shared memory region: 'a'",
+    ),
+    "shared memory without a size": (
+        "double",
+        with_region(shared_memory_byte_size=None),
+        {},
+        400,
+        "shared_memory_byte_size is required",
+    ),
+    "data and shared memory": (
+        "double",
+        with_region(data=[1, 2, 3, 4]),
+        {},
+        400,
+        "But set 'data' 'shared_memory_region' for input 'x'",
     ),
     "not JSON": ("double", b"not JSON", {}, 400, "failed to parse the request JSON buffer"),
     "empty": ("double", b"", {}, 400, "failed to parse the request JSON buffer"),
@@ -160,7 +205,21 @@ BAD_REQUESTS: dict[str, tuple[str, bytes, dict[str, str], int, str]] = {
         400,
         "inference header size should be in range",
     ),
-    "compressed": ("double", infer(), {"Content-Encoding": "br"}, 501, "Content-Encoding br"),
+    "compressed": ("double", infer(), {"Content-Encoding": "br"}, 501, "Content-Encoding 'br'"),
+    "not as compressed as it says": (
+        "double",
+        infer(),
+        {"Content-Encoding": "gzip"},
+        400,
+        "not gzip data",
+    ),
+    "raw bytes of another size": (
+        "double",
+        b"\0" * 15,
+        {"Inference-Header-Content-Length": "0"},
+        400,
+        "takes 16 bytes, got 15",
+    ),
 }
 
 
@@ -179,7 +238,7 @@ for name, declared, sent, problem in (
     ("truncated binary", 16, 7, "unexpected size for input 'x'"),
     ("too much binary", 16, 17, "unexpected additional input data"),
     ("binary of another size", 12, 12, "takes 16 bytes, got 12"),
-    ("negative binary size", -4, 12, "unexpected size for input 'x'"),
+    ("negative binary size", -4, 12, "binary_data_size must be 0 or more, got -4"),
 ):
     body, headers = binary_request(declared, sent)
     BAD_REQUESTS[name] = ("double", body, headers, 400, problem)
@@ -315,7 +374,7 @@ BAD_MESSAGES = {
         "batch-size must be <= 64",
     ),
     "truncated binary": (grpc_request(raw=[b"\0" * 15]), "INVALID_ARGUMENT", "got 15"),
-    "too many tensors": (grpc_request(raw=[b""] * 2), "INVALID_ARGUMENT", "has 2 entries"),
+    "too many tensors": (grpc_request(raw=[b"\0" * 16] * 2), "INVALID_ARGUMENT", "has 2 entries"),
     "nothing": (grpc_request(raw=[]), "INVALID_ARGUMENT", "unable to find data"),
     "both forms": (grpc_request(contents=1.0), "INVALID_ARGUMENT", "contents field must not"),
     "wrong field": (grpc_request(raw=[], contents=1.0), "INVALID_ARGUMENT", "fp32_contents"),
@@ -372,9 +431,9 @@ def test_no_body_makes_the_server_fail(server: RunningServer, body: bytes) -> No
 
 def test_grpc_answers_unimplemented_quietly(server: RunningServer) -> None:
     with grpc.insecure_channel(server.grpc) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        ask: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelDance")
         with pytest.raises(grpc.RpcError) as refusal:
-            stub.ModelStatistics(service_pb2.ModelStatisticsRequest())
+            ask(b"")
     assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert [line for line in server.log if "NotImplementedError" in str(line)] == []
 
@@ -387,4 +446,4 @@ def every_code() -> set[str]:
 
 
 def test_every_error_code_has_a_status_on_both_fronts() -> None:
-    assert set(HTTP_STATUS) == set(GRPC_STATUS) == every_code()
+    assert set(HTTP_STATUS) == set(TRITON_STATUS) == set(GRPC_STATUS) == every_code()
