@@ -1,0 +1,177 @@
+"""ModelInfer and ModelStreamInfer: the life of calls for inference."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from math import inf
+from time import monotonic
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2
+
+from serving.errors import RequestError, Unavailable
+from serving.fronts.grpc_status import Context, abort, describe, is_too_late, metadata
+from serving.fronts.v2_call import InferCall, place
+from serving.fronts.v2_grpc_messages import check_version, parse_infer, render_infer
+from serving.model import Model
+from serving.server import Server
+from serving.types import InferResponse
+
+MAX_IN_FLIGHT = 512
+"""Requests of one stream. Many, because a stream that is not read may be holding back the very
+request that others of it wait for, such as the one that ends a sequence."""
+POLL_S = 0.25
+"""How often a stream without requests looks whether the server wants to stop."""
+
+
+class Inference:
+    """The two RPCs that carry tensors."""
+
+    def __init__(self, server: Server):
+        self._server = server
+
+    async def infer(self, message: Any, context: Context) -> Any:
+        """ModelInfer"""
+        try:
+            received = monotonic()
+            model, call = self.parse(message, received, _deadline(context, received))
+            return self.render(model, call, await self._server.infer(call.request))
+        except Exception as error:
+            await abort(context, error)
+
+    async def stream(self, messages: AsyncIterator[Any], context: Context) -> None:
+        """ModelStreamInfer"""
+        try:
+            await _Stream(self, self._server, context).run(messages)
+        except ExceptionGroup as group:
+            await abort(context, group.exceptions[0])
+
+    def parse(self, message: Any, received: float, deadline: float) -> tuple[Model, InferCall]:
+        """A request as the server takes it, and its model; what keeps it from that is counted."""
+        try:
+            check_version(message.model_version)
+            model = self._server.model(message.model_name, message.model_version)
+            call = parse_infer(message, self._server.shared_memory)
+        except RequestError:
+            self._server.note_invalid(message.model_name, message.model_version)
+            raise
+        call.request.stamps.received = received
+        call.request.deadline = deadline
+        return model, call
+
+    def render(self, model: Model, call: InferCall, response: InferResponse) -> Any:
+        """A response with its outputs as the caller wants them."""
+        if not call.wishes:
+            return render_infer(response)
+        config = model.config
+        outputs = place(
+            call,
+            response,
+            labels=lambda name: config.labels.get(name, ()),
+            shared_memory=self._server.shared_memory,
+            batched=config.max_batch_size > 0,
+        )
+        return render_infer(response, outputs)
+
+
+class _Stream:
+    """One ModelStreamInfer call: requests come in, and the responses to all of them go out."""
+
+    def __init__(self, inference: Inference, server: Server, context: Context):
+        self._inference = inference
+        self._server = server
+        self._context = context
+        self._deadline = _deadline(context, monotonic())
+        self._ends_on_error = metadata(context, "triton_grpc_error") == "true"
+        self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._in_flight = 0
+        # gRPC takes one message of a call at a time.
+        self._writing = asyncio.Lock()
+
+    async def run(self, messages: AsyncIterator[Any]) -> None:
+        """Serve until the caller has sent its last request and every response went out.
+
+        Raises an `ExceptionGroup` of what ends the stream early.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            watch = tasks.create_task(self._stop_with_the_server())
+            before: asyncio.Task[None] | None = None
+            async for message in messages:
+                await self._slots.acquire()
+                self._in_flight += 1
+                # Tasks start in the order in which they were made, and nothing is awaited before
+                # a request has its place in the queue, so the order of the stream is kept.
+                before = tasks.create_task(self._serve(message, monotonic(), before))
+            watch.cancel()
+
+    async def _serve(
+        self, message: Any, received: float, before: asyncio.Task[None] | None
+    ) -> None:
+        """Answer a request. A single answer waits for those to all requests `before` it.
+
+        Callers who give their requests no ids count on that order, which Triton keeps, too.
+        """
+        try:
+            model, call = self._inference.parse(message, received, self._deadline)
+            if model.config.decoupled:
+                await self._stream(message, model, call)
+                return
+            answer = self._inference.render(model, call, await self._server.infer(call.request))
+            answer.parameters["triton_final_response"].bool_param = True
+            await _ended(before)
+            await self._send(service_pb2.ModelStreamInferResponse(infer_response=answer))
+        except grpc.aio.InternalError:
+            # The caller is gone, and gRPC has yet to tell us by cancelling the call.
+            return
+        except Exception as error:
+            if self._ends_on_error or is_too_late(self._context, error):
+                raise
+            _, problem = describe(error)
+            await _ended(before)
+            await self._send(self._final(message, problem))
+        finally:
+            self._in_flight -= 1
+            self._slots.release()
+
+    async def _stream(self, message: Any, model: Model, call: InferCall) -> None:
+        """The responses of a decoupled model, as they come."""
+        async with aclosing(self._server.stream(call.request)) as responses:
+            async for response in responses:
+                answer = self._inference.render(model, call, response)
+                answer.parameters["triton_final_response"].bool_param = False
+                await self._send(service_pb2.ModelStreamInferResponse(infer_response=answer))
+        if call.wants_empty_final:
+            await self._send(self._final(message))
+
+    async def _send(self, message: Any) -> None:
+        async with self._writing:
+            await self._context.write(message)
+
+    def _final(self, message: Any, error: str = "") -> Any:
+        """The last word on a request, without tensors."""
+        last = service_pb2.ModelStreamInferResponse(error_message=error)
+        last.infer_response.id = message.id
+        last.infer_response.model_name = message.model_name
+        last.infer_response.model_version = message.model_version
+        last.infer_response.parameters["triton_final_response"].bool_param = True
+        return last
+
+    async def _stop_with_the_server(self) -> None:
+        """Ends a stream that nothing moves on any more, so that it does not hold up the server."""
+        while not self._server.draining or self._in_flight:  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(POLL_S)
+        raise Unavailable("the server is shutting down")
+
+
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    if task is not None and not task.done():
+        await asyncio.wait([task])
+
+
+def _deadline(context: Context, now: float) -> float:
+    """When the caller stops waiting, in seconds of the monotonic clock."""
+    remaining = context.time_remaining()
+    return inf if remaining is None else now + remaining
