@@ -20,36 +20,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from serving.config import ModelConfig
 from serving.errors import InvalidRequest, ModelLoadError
+from serving.interface import engine_inputs, engine_outputs
 from serving.types import DYNAMIC, NUMPY_TYPES, Array, Parameter, Tensors, TensorSpec
 
 
 class FakeEngine:
-    """Echoes; counts what is running in `running` and keeps every batch's rows in `batch_rows`."""
+    """Echoes, and counts what is `running`."""
 
     def __init__(self, config: ModelConfig, *, delay_s: float = 0.0, fail_every: int = 0):
-        self.inputs: Sequence[TensorSpec] = _inputs(config)
-        self.outputs: Sequence[TensorSpec] = [_in_model(spec, config) for spec in config.outputs]
+        self.inputs: Sequence[TensorSpec] = engine_inputs(config)
+        self.outputs: Sequence[TensorSpec] = engine_outputs(config)
         self._states = config.sequences.states if config.sequences else ()
         self.running = 0
-        self.batch_rows: list[int] = []
+        self._runs = 0
         self._delay_s = delay_s
         self._fail_every = fail_every
 
     async def infer(self, inputs: Tensors) -> Tensors:
         values = list(inputs.values())
-        self.batch_rows.append(len(values[0]) if values and values[0].ndim else 1)
+        self._runs += 1
+        run = self._runs
         self.running += 1
         try:
             await asyncio.sleep(self._delay_s)
-            if self._fail_every and len(self.batch_rows) % self._fail_every == 0:
-                raise RuntimeError(f"run {len(self.batch_rows)} fails, as configured")
+            if self._fail_every and run % self._fail_every == 0:
+                raise RuntimeError(f"run {run} fails, as configured")
         finally:
             self.running -= 1
         outputs = {}
@@ -96,28 +97,6 @@ def load(config: ModelConfig, directory: Path) -> FakeEngine:
     except ValueError as error:
         raise ModelLoadError(f"{directory.parent}/config.pbtxt: parameters: {error}") from error
     return FakeEngine(config, delay_s=delay_s, fail_every=fail_every)
-
-
-def _inputs(config: ModelConfig) -> list[TensorSpec]:
-    """Every tensor that the server will pass, from callers or of its own making."""
-    batch = (DYNAMIC,) if config.max_batch_size else ()
-    controls = config.sequences.controls if config.sequences else ()
-    states = config.sequences.states if config.sequences else ()
-    return [
-        *(_in_model(spec, config) for spec in config.inputs),
-        *(TensorSpec(made.name, made.datatype, (*batch, 1)) for made in controls),
-        *(TensorSpec(kept.input_name, kept.datatype, (*batch, *kept.shape)) for kept in states),
-        *(TensorSpec(told.name, told.datatype, (DYNAMIC,)) for told in config.batch_inputs),
-    ]
-
-
-def _in_model(spec: TensorSpec, config: ModelConfig) -> TensorSpec:
-    """The tensor as it reaches the model: reshaped, or all requests' in a row."""
-    in_a_row = {output.name for output in config.batch_outputs}
-    if config.batch_inputs or config.batch_outputs:
-        in_a_row |= config.ragged
-    shape = (DYNAMIC,) if spec.name in in_a_row else config.reshapes.get(spec.name, spec.shape)
-    return replace(spec, shape=shape)
 
 
 def _milliseconds(tensor: Array | None, default: list[float]) -> list[float]:

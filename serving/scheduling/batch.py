@@ -38,6 +38,8 @@ class BatchLayout:
     example `logits=tokens, hidden=tokens`. Then those outputs must have the padded length, and
     all others are left as they are.
 
+    The policy sees to it that padding does not make a batch much larger than its requests.
+
     Raises `ModelLoadError` for parameters that make no sense.
     """
 
@@ -48,6 +50,10 @@ class BatchLayout:
         self._reshapes = config.reshapes
         self._ragged = [spec for spec in config.inputs if spec.name in config.ragged]
         self._ragged_names = config.ragged
+        # Then what fits the specs has the same shapes, or never meets another request.
+        self._all_are_equal = not self._batches or not any(
+            spec.optional or DYNAMIC in spec.shape[1:] for spec in config.inputs
+        )
         self._batch_inputs = config.batch_inputs
         self._scattered = {output.name: output.source for output in config.batch_outputs}
         self._concatenates = bool(config.batch_inputs or config.batch_outputs)
@@ -57,6 +63,8 @@ class BatchLayout:
         if self._ragged and self._batches and not self._concatenates:
             self._pads = {spec.name: _pad_value(config, spec) for spec in self._ragged}
             self._followed = self._read_unpad(config)
+        # Then tensors are as callers see them, at most one after another.
+        self._is_plain = not (self._reshapes or self._pads or self._concatenates)
         for name, source in self._scattered.items():
             if len(self._models.get(source, ())) < len(self._models.get(name, ())):
                 raise ModelLoadError(
@@ -65,11 +73,24 @@ class BatchLayout:
                 )
 
     def key(self, inputs: Tensors) -> Hashable:
-        """Requests with equal keys can share a run."""
-        return tuple(
-            (name, tensor.ndim if name in self._ragged_names else tensor.shape[1:])
-            for name, tensor in inputs.items()
-        )
+        """Requests with equal keys can share a run, if they fit the specs of the config."""
+        if self._all_are_equal:
+            return None
+        ragged = self._ragged_names
+        shapes = [
+            tensor.ndim if name in ragged else tensor.shape[1:] for name, tensor in inputs.items()
+        ]
+        return (*inputs, *shapes)
+
+    def padded_shapes(self, inputs: Tensors) -> Sequence[Shape]:
+        """Of one row of each input that is padded, as the model sees it.
+
+        Raises `InvalidRequest` when an input cannot have the shape that the model wants.
+        """
+        if not self._pads:
+            return ()
+        seen = self._as_model_sees(inputs)
+        return [tensor.shape[1:] for name, tensor in seen.items() if name in self._pads]
 
     def stack(self, parts: Sequence[Tensors]) -> Tensors:
         """The model's inputs for these requests, whose keys are equal, in this order.
@@ -77,6 +98,8 @@ class BatchLayout:
         A single request's tensors pass uncopied where the model takes them as they are. Raises
         `InvalidRequest` when an input cannot have the shape that the model wants.
         """
+        if self._is_plain and len(parts) == 1:
+            return parts[0]
         parts = [self._as_model_sees(part) for part in parts]
         stacked: Tensors = {}
         for name in parts[0]:
@@ -102,7 +125,7 @@ class BatchLayout:
         `inputs` and `rows` are the requests' own, in the order in which they were stacked. Raises
         `InferenceFailed` when an output does not have the size that its inputs ask for.
         """
-        seen = [self._as_model_sees(part) for part in inputs]
+        seen = inputs if self._is_plain else [self._as_model_sees(part) for part in inputs]
         parts: list[Tensors] = [{} for _ in rows]
         for name, tensor in outputs.items():
             if name in self._scattered:
@@ -114,6 +137,21 @@ class BatchLayout:
             for part, piece in zip(parts, pieces, strict=True):
                 part[name] = self._as_callers_see(name, piece)
         return parts
+
+    def part(self, outputs: Tensors, inputs: Tensors) -> Tensors:
+        """One request's outputs as its caller sees them, whatever number of rows they have.
+
+        Raises as `split` does.
+        """
+        if self._is_plain:
+            return outputs
+        seen = [self._as_model_sees(inputs)]
+        return {
+            name: self._as_callers_see(
+                name, self._scatter(name, tensor, seen)[0] if name in self._scattered else tensor
+            )
+            for name, tensor in outputs.items()
+        }
 
     def _as_model_sees(self, inputs: Tensors) -> Tensors:
         if self._reshapes.keys().isdisjoint(inputs):

@@ -14,6 +14,7 @@ from serving.errors import (
     SlipwayError,
     Unavailable,
 )
+from serving.scheduling.outcomes import unloading
 from serving.types import DYNAMIC, Array, InferRequest, InferResponse, Run, Tensors, TensorSpec
 
 
@@ -44,7 +45,7 @@ class EnsembleScheduler:
         """
         name = self._config.name
         if self._stopping:
-            raise Unavailable(f"model {name!r} is being unloaded")
+            raise unloading(name)
         started = monotonic()
         wanted = request.outputs or tuple(spec.name for spec in self._config.outputs)
         steps = self._needed(wanted)
@@ -65,15 +66,18 @@ class EnsembleScheduler:
                 where = f"in ensemble {name!r}, step {position} (model {step.model_name!r}): "
                 raise _at(where, error) from error
             for output, tensor in step.outputs.items():
-                if output in response.outputs:
-                    produced[tensor].set_result(response.outputs[output])
+                produced[tensor].set_result(response.outputs[output])
 
+        running = [asyncio.create_task(run(*item)) for item in steps.items()]
         try:
-            async with asyncio.TaskGroup() as group:
-                for position, step in steps.items():
-                    group.create_task(run(position, step))
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from failed.exceptions[0].__cause__
+            await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
+        for task in running:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
         ended = monotonic()
         stamps = request.stamps
         stamps.queued = stamps.batched = stamps.started = started
@@ -104,7 +108,7 @@ class EnsembleScheduler:
 
 
 def check_members(config: ModelConfig, find: Callable[[str, str], ModelConfig]) -> None:
-    """Check that every step's model is loaded and fits.
+    """Check that every step's model is loaded and fits, and does not in turn use this ensemble.
 
     Raises `ModelLoadError`, naming the step and the tensor.
     """
@@ -116,6 +120,8 @@ def check_members(config: ModelConfig, find: Callable[[str, str], ModelConfig]) 
             member = find(step.model_name, step.model_version)
         except NotFound as error:
             raise ModelLoadError(f"{where}: the model is not loaded") from error
+        if way := _way_to(config.name, step, find, set()):
+            raise ModelLoadError(f"{where}: the ensemble would use itself: {' → '.join(way)}")
         if member.decoupled:
             raise ModelLoadError(f"{where}: a decoupled model cannot be a step")
         if member.max_batch_size < config.max_batch_size:
@@ -140,6 +146,29 @@ def check_members(config: ModelConfig, find: Callable[[str, str], ModelConfig]) 
                 raise ModelLoadError(f"{where}: input {name!r} is not in its input_map")
     for spec in config.outputs:
         _check_fit(f"ensemble {config.name!r}", spec.name, specs[spec.name], spec)
+
+
+def _way_to(
+    name: str,
+    step: EnsembleStep,
+    find: Callable[[str, str], ModelConfig],
+    seen: set[tuple[str, str]],
+) -> list[str]:
+    """The models from this step down to the one of that name; empty if it is not below."""
+    model = (step.model_name, step.model_version)
+    if step.model_name == name:
+        return [name]
+    if model in seen:
+        return []
+    seen.add(model)
+    try:
+        steps = find(*model).steps
+    except NotFound:  # a member's matter; what is not there leads nowhere
+        return []
+    for below in steps:
+        if way := _way_to(name, below, find, seen):
+            return [step.model_name, *way]
+    return []
 
 
 def _check_fit(where: str, tensor: str, given: TensorSpec, taken: TensorSpec) -> None:

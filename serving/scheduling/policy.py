@@ -11,16 +11,17 @@ Requests of one priority level start in the order in which they came; a lower nu
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from serving.config import Batching, QueuePolicy, TimeoutAction
 from serving.errors import Overloaded
+from serving.scheduling.deadlines import Deadlines
+from serving.scheduling.padding import Padding, Shape
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +31,8 @@ class Ticket:
     rows: int
     shape_key: Hashable = None
     """Only requests with equal keys can be stacked."""
+    padded_shapes: Sequence[Shape] = ()
+    """Those of one row of the inputs that are padded to the longest in the batch; see `Padding`."""
     priority: int = 0
     timeout_s: float = 0.0
     deadline: float = math.inf
@@ -38,6 +41,7 @@ class Ticket:
     number: int = 0
     queued_at: float = 0.0
     expires_at: float = math.inf
+    """When it is answered at the latest, unless it runs by then."""
 
 
 T = TypeVar("T", bound=Ticket)
@@ -71,8 +75,7 @@ class BatchPolicy(Generic[T]):
         }
         self._numbers = itertools.count()
         self._waiting: dict[int, T] = {}
-        # (deadline, number); the number of a request that no longer waits is passed over.
-        self._deadlines: list[tuple[float, int]] = []
+        self._deadlines = Deadlines[T]()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -93,16 +96,17 @@ class BatchPolicy(Generic[T]):
         ticket.number = next(self._numbers)
         ticket.queued_at = now
         timeout_s = _granted_timeout(rules, ticket.timeout_s)
-        ticket.expires_at = min(ticket.deadline, now + timeout_s if timeout_s else math.inf)
-        if ticket.expires_at < math.inf:
-            heapq.heappush(self._deadlines, (ticket.expires_at, ticket.number))
-            self._forget_old_deadlines()
+        in_time = min(ticket.deadline, now + timeout_s if timeout_s else math.inf)
+        is_delayed = rules.timeout_action is TimeoutAction.DELAY
+        ticket.expires_at = min(ticket.expires_at, ticket.deadline if is_delayed else in_time)
+        self._deadlines.add(ticket, in_time)
         self._waiting[ticket.number] = ticket
         level.on_time[ticket] = None
 
     def discard(self, ticket: T) -> None:
         """Forget a request whose caller is gone. Does nothing if it no longer waits."""
         if self._waiting.pop(ticket.number, None) is not None:
+            self._deadlines.discard(ticket)
             self._levels[ticket.level].remove(ticket)
 
     def clear(self) -> list[T]:
@@ -117,33 +121,18 @@ class BatchPolicy(Generic[T]):
         batch, wake_at = self._form(now) if instance_is_free else ([], math.inf)
         for ticket in batch:
             self.discard(ticket)
-        return Decision(expired, batch, min(wake_at, self._next_deadline()))
+        return Decision(expired, batch, min(wake_at, self._deadlines.next()))
 
     def _expire(self, now: float) -> list[T]:
         expired = []
-        while self._next_deadline() <= now:
-            _, number = heapq.heappop(self._deadlines)
-            ticket = self._waiting[number]
-            level = self._levels[ticket.level]
-            if level.policy.timeout_action is TimeoutAction.DELAY and now < ticket.deadline:
-                level.delay(ticket)
-                if ticket.deadline < math.inf:
-                    heapq.heappush(self._deadlines, (ticket.deadline, ticket.number))
+        while (ticket := self._deadlines.pop(now)) is not None:
+            if now < ticket.expires_at:
+                self._levels[ticket.level].delay(ticket)
+                self._deadlines.add(ticket, ticket.expires_at)
             else:
                 self.discard(ticket)
                 expired.append(ticket)
         return expired
-
-    def _next_deadline(self) -> float:
-        while self._deadlines and self._deadlines[0][1] not in self._waiting:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else math.inf
-
-    def _forget_old_deadlines(self) -> None:
-        """Most requests are answered long before their deadlines, which must not pile up."""
-        if len(self._deadlines) > 2 * len(self._waiting) + 64:
-            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._waiting]
-            heapq.heapify(self._deadlines)
 
     def _form(self, now: float) -> tuple[list[T], float]:
         """The batch to run now, or none and the time at which there will be one."""
@@ -151,9 +140,15 @@ class BatchPolicy(Generic[T]):
         rows = preferred = 0
         oldest = math.inf
         complete = False
+        padding = Padding()
         for ticket in self._in_order():
-            fits = rows + ticket.rows <= self._max_rows
-            if batch and not (self._merges and fits and ticket.shape_key == batch[0].shape_key):
+            joins = not batch or (
+                self._merges
+                and rows + ticket.rows <= self._max_rows
+                and ticket.shape_key == batch[0].shape_key
+            )
+            shapes = ticket.padded_shapes
+            if not joins or (shapes and not padding.takes(ticket.rows, shapes)):
                 complete = True
                 break
             batch.append(ticket)

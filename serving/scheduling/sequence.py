@@ -1,11 +1,11 @@
-"""Drives the sequence policy with the event loop, and adds what a model is told of sequences."""
+"""Runs sequences of requests, and tells the model about them."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import struct
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -14,16 +14,10 @@ import numpy as np
 
 from serving.config import Control, ControlKind, SequenceBatching, State
 from serving.engines.base import Engine
-from serving.errors import (
-    Expired,
-    InferenceFailed,
-    InvalidRequest,
-    ModelLoadError,
-    SlipwayError,
-    Unavailable,
-    shown,
-)
+from serving.errors import InferenceFailed, InvalidRequest, ModelLoadError, shown
 from serving.scheduling.batch import BatchLayout
+from serving.scheduling.driver import Driver
+from serving.scheduling.outcomes import expired, fail
 from serving.scheduling.sequence_policy import SequenceBatch, SequencePolicy, Step
 from serving.types import DYNAMIC, NUMPY_TYPES, Array, InferRequest, Run, SequenceStep, Tensors
 
@@ -36,19 +30,18 @@ class _Entry(Step):
     answer: asyncio.Future[Tensors]
 
 
-class SequenceScheduler:
+class SequenceScheduler(Driver[_Entry]):
     """Runs the requests of each sequence in order, and batches different sequences.
 
-    Every request that `infer` accepts gets exactly one outcome: it returns, or it raises
-    `Expired`, `InferenceFailed`, `InvalidRequest` (its sequence's START was not served),
-    `Unavailable` (stopped meanwhile) or, for a caller that goes away, `asyncio.CancelledError`.
-    None of these touches another sequence. What becomes of its own sequence when a request is not
-    served is the policy's matter; one that failed leaves the implicit state as it was.
+    See `Driver` for what a request can expect. `infer` returns the outputs that carry implicit
+    state, too. It raises `InvalidRequest` for a request of several rows, without a sequence id, or
+    of a sequence that is not going on or whose START was not served. What becomes of a sequence
+    when one of its requests is not served is the policy's matter; one that failed leaves the
+    implicit state as it was.
 
-    `max_batch_size` 0 is a model without a batch dimension. `layout` knows how rows become a
-    batch; without one they are concatenated. `on_run` is told of every run of the engine, with the
-    number of requests in it: rows that only fill an empty slot do not count. Raises
-    `ModelLoadError` for an initial state that does not have its state's size.
+    `max_batch_size` 0 is a model without a batch dimension. `on_run` is told the number of requests
+    in a run: rows that only fill an empty slot do not count. Raises `ModelLoadError` for an initial
+    state that does not have its state's size.
     """
 
     def __init__(
@@ -59,9 +52,8 @@ class SequenceScheduler:
         max_batch_size: int,
         instances: int,
         on_run: Callable[[Run], None],
-        layout: BatchLayout | None = None,
+        layout: BatchLayout,
     ):
-        self._engine = engine
         self._tensors = _SequenceTensors(sequences, batches=max_batch_size > 0)
         self._policy = SequencePolicy[_Entry](
             sequences,
@@ -69,66 +61,70 @@ class SequenceScheduler:
             instances=instances,
             initial_state=self._tensors.initial_state,
         )
-        self._layout = layout or _DenseLayout(batches=max_batch_size > 0)
-        self._on_run = on_run
-        self._runs: set[asyncio.Task[None]] = set()
-        self._stopping = False
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._loop = asyncio.get_running_loop()
-        self._decision_is_due = False
-        self._timer: asyncio.TimerHandle | None = None
+        super().__init__(engine, self._policy, layout, on_run=on_run)
 
     @property
-    def depth(self) -> int:
-        """Requests that wait, not counting those in a running batch."""
-        return len(self._policy)
+    def live(self) -> int:
+        """Sequences that have begun and not ended."""
+        return self._policy.live
 
-    async def infer(self, request: InferRequest, rows: int) -> Tensors:
-        """Wait for the request's turn, run it, return its row of every output.
+    def continues(self, id: int | str) -> bool:
+        """Whether a request of this sequence would be accepted without START."""
+        return not self._stopping and self._policy.continues(id)
 
-        The outputs that carry implicit state are among them. Raises `InvalidRequest` for a request
-        of several rows, without a sequence id, or of a sequence that is not going on.
-        """
+    def _accept(self, request: InferRequest, rows: int, now: float) -> _Entry:
         sequence = self._checked(request, rows)
+        timeout_at = now + request.timeout_s if request.timeout_s > 0 else math.inf
         entry = _Entry(
             id=sequence.id,
             start=sequence.start,
             end=sequence.end,
+            expires_at=min(request.deadline, timeout_at),
             shape_key=self._layout.key(request.inputs),
+            padded_shapes=self._layout.padded_shapes(request.inputs),
             request=request,
             answer=self._loop.create_future(),
         )
-        request.stamps.queued = now = monotonic()
-        timeout_at = now + request.timeout_s if request.timeout_s > 0 else math.inf
-        self._policy.add(entry, now, deadline=min(request.deadline, timeout_at))
-        self._idle.clear()
-        self._decide_soon()
-        try:
-            return await entry.answer
-        except asyncio.CancelledError:
-            self._policy.discard(entry, monotonic())
-            if not entry.answer.cancelled():
-                entry.answer.exception()  # seen, and of no use to anyone any more
-            self._decide_soon()
-            raise
+        self._policy.add(entry, now)
+        return entry
 
-    def give_up(self) -> None:
-        """Refuse new requests and fail those that wait. What runs goes on."""
-        self._stopping = True
-        for entry in self._policy.clear():
-            _fail(entry, Unavailable("the server stopped before this request's turn"))
-        self._decide_soon()
+    def _forget(self, entry: _Entry) -> None:
+        self._policy.discard(entry, monotonic())
 
-    async def stop(self) -> None:
-        """Refuse new sequences and finish the accepted requests, then refuse everything.
+    def _refuse(self) -> None:
+        super()._refuse()
+        self._policy.close()
 
-        That takes as long as they take: a run of the engine cannot be interrupted. Live sequences
-        can go on meanwhile, but are not waited for when none of their requests is here.
-        """
-        self._stopping = True
-        self._decide()
-        await self._idle.wait()
+    def _act(self, now: float) -> float:
+        decision = self._policy.decide(now)
+        for entry in decision.expired:
+            fail(entry.answer, expired())
+        for entry in decision.orphaned:
+            fail(entry.answer, _not_started(entry.request.model_name, entry.id))
+        for batch in decision.batches:
+            self._start(batch.steps, partial(self._finish, batch))
+        return decision.wake_at
+
+    def _finish(self, batch: SequenceBatch[_Entry]) -> None:
+        self._policy.finish(batch, monotonic())
+
+    def _rows(self, batch: list[_Entry]) -> Sequence[_Entry | None]:
+        return self._policy.rows(batch)
+
+    def _inputs(self, rows: Sequence[_Entry | None]) -> list[Tensors]:
+        return self._tensors.of(rows)
+
+    def _keep(self, rows: Sequence[_Entry | None], outputs: Sequence[Tensors]) -> None:
+        if not self._tensors.has_states:
+            return
+        # All or none: the requests of a run that fails begin again with the state that they had.
+        states = [
+            (entry, self._tensors.state(own, shared=len(rows) > 1))
+            for entry, own in zip(rows, outputs, strict=True)
+            if entry is not None
+        ]
+        for entry, state in states:
+            entry.state = state
 
     def _checked(self, request: InferRequest, rows: int) -> SequenceStep:
         """The request's place in its sequence, if it can be accepted."""
@@ -145,95 +141,9 @@ class SequenceScheduler:
                 f" correlation ID"
             )
         self._tensors.check(sequence.id, model)
-        continues = not sequence.start and self._policy.continues(sequence.id)
-        if self._stopping and not continues:
-            raise Unavailable(f"model {model!r} is being unloaded")
-        if not (sequence.start or continues):
+        if not sequence.start and not self._policy.continues(sequence.id):
             raise _not_started(model, sequence.id)
         return sequence
-
-    def _decide_soon(self) -> None:
-        """Decide once in the next turn of the loop, when all that came in this one is queued."""
-        if not self._decision_is_due:
-            self._decision_is_due = True
-            self._loop.call_soon(self._decide)
-
-    def _decide(self) -> None:
-        self._decision_is_due = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        now = monotonic()
-        decision = self._policy.decide(now)
-        for entry in decision.expired:
-            _fail(entry, Expired("Request timeout expired while it waited in the queue"))
-        for entry in decision.orphaned:
-            _fail(entry, _not_started(entry.request.model_name, entry.id))
-        for batch in decision.batches:
-            self._start(batch, now)
-        if not self._runs and not len(self._policy):
-            self._idle.set()
-            if self._stopping:
-                self._policy.clear()
-                return
-        if decision.wake_at < math.inf:
-            self._timer = self._loop.call_later(max(0.0, decision.wake_at - now), self._decide)
-
-    def _start(self, batch: SequenceBatch[_Entry], now: float) -> None:
-        for entry in batch.steps:
-            entry.request.stamps.batched = now
-        task = self._loop.create_task(self._occupy_instance(batch.steps))
-        self._runs.add(task)
-        task.add_done_callback(partial(self._instance_is_free, batch))
-
-    def _instance_is_free(self, batch: SequenceBatch[_Entry], task: asyncio.Task[None]) -> None:
-        self._runs.discard(task)
-        self._policy.finish(batch, monotonic())
-        self._decide_soon()
-
-    async def _occupy_instance(self, batch: list[_Entry]) -> None:
-        error = await self._run(batch)
-        if error is None:
-            return
-        if len(batch) > 1:
-            # One request's values may be what the model cannot bear: only that one shall fail.
-            for entry in batch:
-                if not entry.answer.done() and (alone := await self._run([entry])) is not None:
-                    _fail(entry, alone)
-        else:
-            _fail(batch[0], error)
-
-    async def _run(self, batch: list[_Entry]) -> SlipwayError | None:
-        """Run one batch and hand out its rows, or return why that failed."""
-        rows = self._policy.rows(batch)
-        batched = monotonic()
-        try:
-            parts = self._tensors.of(rows)
-            inputs = self._layout.stack(parts)
-            started = monotonic()
-            outputs = await self._engine.infer(inputs)
-            computed = monotonic()
-            answers = self._layout.split(outputs, parts, [1] * len(parts))
-            outcomes = [
-                (entry, answer, self._tensors.state(answer, shared=len(rows) > 1))
-                for entry, answer in zip(rows, answers, strict=True)
-                if entry is not None
-            ]
-        except SlipwayError as error:
-            return error
-        except Exception as error:
-            failure = InferenceFailed(str(error))
-            failure.__cause__ = error
-            return failure
-        answered = monotonic()
-        self._on_run(Run(len(batch), batched, started, computed, answered))
-        for entry, answer, state in outcomes:
-            entry.state = state
-            stamps = entry.request.stamps
-            stamps.started, stamps.computed, stamps.answered = started, computed, answered
-            if not entry.answer.done():
-                entry.answer.set_result(answer)
-        return None
 
 
 class _SequenceTensors:
@@ -245,6 +155,7 @@ class _SequenceTensors:
     def __init__(self, sequences: SequenceBatching, *, batches: bool):
         self._controls = sequences.controls
         self._states = sequences.states
+        self.has_states = bool(sequences.states)
         self._batch_shape = (1,) if batches else ()
         self.initial_state = {
             state.input_name: _initial_value(state, self._batch_shape) for state in self._states
@@ -290,37 +201,6 @@ class _SequenceTensors:
             value = np.array([_control_value(control, entry)], NUMPY_TYPES[control.datatype])
             values[control.name] = value.reshape(*self._batch_shape, 1)
         return values
-
-
-class _DenseLayout:
-    """Rows of equal shapes, concatenated along the batch dimension if there is one."""
-
-    def __init__(self, *, batches: bool):
-        self._batches = batches
-
-    def key(self, inputs: Tensors) -> Hashable:
-        return tuple((name, tensor.shape) for name, tensor in inputs.items())
-
-    def stack(self, parts: Sequence[Tensors]) -> Tensors:
-        if len(parts) == 1:
-            return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def split(
-        self, outputs: Tensors, inputs: Sequence[Tensors], rows: Sequence[int]
-    ) -> list[Tensors]:
-        if not self._batches:
-            return [outputs]
-        for name, tensor in outputs.items():
-            if tensor.shape[:1] != (len(rows),):
-                raise InferenceFailed(
-                    f"output {name!r} has shape {list(tensor.shape)} for a batch of"
-                    f" {len(rows)} rows"
-                )
-        return [
-            {name: tensor[row : row + 1] for name, tensor in outputs.items()}
-            for row in range(len(rows))
-        ]
 
 
 def _control_value(control: Control, entry: _Entry | None) -> object:
@@ -384,8 +264,3 @@ def _not_started(model: str, id: int | str) -> InvalidRequest:
         f"inference request for sequence {id} to model '{model}' must specify the START flag on"
         f" the first request of the sequence"
     )
-
-
-def _fail(entry: _Entry, error: Exception) -> None:
-    if not entry.answer.done():
-        entry.answer.set_exception(error)

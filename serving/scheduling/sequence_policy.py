@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from serving.config import Batching, SequenceBatching, SequenceStrategy
+from serving.scheduling.deadlines import Deadlines
+from serving.scheduling.padding import Padding
 from serving.scheduling.policy import BatchPolicy, Decision, Ticket
 from serving.types import Tensors
 
@@ -87,8 +89,7 @@ class SequencePolicy(Generic[T]):
         # Ordered dictionaries are queues from whose middle an entry leaves in constant time.
         self._backlog: OrderedDict[_Sequence[T], None] = OrderedDict()
         self._idle_since: OrderedDict[_Sequence[T], float] = OrderedDict()
-        self._deadlines: list[tuple[float, int, T]] = []
-        self._numbers = itertools.count()
+        self._deadlines = Deadlines[T]()
         self._orphaned: list[T] = []
         self._waiting = 0
 
@@ -100,8 +101,13 @@ class SequencePolicy(Generic[T]):
         sequence = self._sequences.get(id)
         return sequence is not None and not sequence.closed
 
-    def add(self, step: T, now: float, *, deadline: float = math.inf) -> None:
-        """Let a request wait, until `deadline` at most.
+    @property
+    def live(self) -> int:
+        """Sequences that are going on, or about to."""
+        return len(self._sequences)
+
+    def add(self, step: T, now: float) -> None:
+        """Let a request wait, until it `expires_at` at most.
 
         Without START it must belong to a sequence that `continues`.
         """
@@ -114,9 +120,7 @@ class SequencePolicy(Generic[T]):
         step.queued_at = now
         step.waits = True
         self._waiting += 1
-        if deadline < math.inf:
-            heapq.heappush(self._deadlines, (deadline, next(self._numbers), step))
-            self._forget_old_deadlines()
+        self._deadlines.add(step, step.expires_at)
         self._advance(sequence, now)
 
     def discard(self, step: T, now: float) -> None:
@@ -146,12 +150,16 @@ class SequencePolicy(Generic[T]):
                 self._remove(sequence)
         return given_up
 
+    def close(self) -> None:
+        """No request will come any more: a sequence is over when its last has run."""
+        self._max_idle_s = 0.0
+
     def decide(self, now: float) -> SequenceDecision[T]:
         expired = self._expire(now)
         self._end_idle(now)
         self._fill_slots(now)
         batches = []
-        wake_at = min(self._next_deadline(), self._next_idle())
+        wake_at = min(self._deadlines.next(), self._next_idle())
         for index, instance in enumerate(self._instances):
             if not instance.is_free:
                 continue
@@ -260,26 +268,15 @@ class SequencePolicy(Generic[T]):
 
     def _stop_waiting(self, step: T) -> None:
         step.waits = False
+        self._deadlines.discard(step)
         self._waiting -= 1
 
     def _expire(self, now: float) -> list[T]:
         expired = []
-        while self._next_deadline() <= now:
-            _, _, step = heapq.heappop(self._deadlines)
+        while (step := self._deadlines.pop(now)) is not None:
             self.discard(step, now)
             expired.append(step)
         return expired
-
-    def _next_deadline(self) -> float:
-        while self._deadlines and not self._deadlines[0][2].waits:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else math.inf
-
-    def _forget_old_deadlines(self) -> None:
-        """Far deadlines of requests that were answered long before must not pile up."""
-        if len(self._deadlines) > 2 * self._waiting + 64:
-            self._deadlines = [entry for entry in self._deadlines if entry[2].waits]
-            heapq.heapify(self._deadlines)
 
 
 @dataclass(slots=True, eq=False)
@@ -322,7 +319,13 @@ class _Slots(Generic[T]):
         due = oldest.queued_at + self._max_queue_delay_s
         if len(self._ready) < self._enough and now < due:
             return Decision([], [], due)
-        batch = [step for step in self._ready if step.shape_key == oldest.shape_key]
+        padding = Padding()
+        batch = [
+            step
+            for step in (oldest, *(step for step in self._ready if step is not oldest))
+            if step.shape_key == oldest.shape_key
+            and (not step.padded_shapes or padding.takes(1, step.padded_shapes))
+        ]
         for step in batch:
             self.discard(step)
         return Decision([], batch, math.inf)

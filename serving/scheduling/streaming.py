@@ -10,7 +10,9 @@ from contextlib import aclosing
 from time import monotonic
 
 from serving.engines.base import StreamingEngine
-from serving.errors import Expired, InferenceFailed, SlipwayError, Unavailable
+from serving.errors import InferenceFailed, SlipwayError
+from serving.scheduling.batch import BatchLayout
+from serving.scheduling.outcomes import expired, fail, given_up, unloading
 from serving.types import InferRequest, Run, Tensors
 
 
@@ -19,11 +21,20 @@ class StreamScheduler:
 
     A request takes an instance when its turn comes and keeps it until its stream is read to the
     end or closed, so a slow reader holds up nobody while another instance is free. Nothing is
-    computed ahead of what is read. `on_run` is told of every stream that came to its end.
+    computed ahead of what is read. `layout` knows what the model sees of a request; `on_run` is
+    told of every stream that came to its end.
     """
 
-    def __init__(self, engine: StreamingEngine, *, instances: int, on_run: Callable[[Run], None]):
+    def __init__(
+        self,
+        engine: StreamingEngine,
+        *,
+        instances: int,
+        on_run: Callable[[Run], None],
+        layout: BatchLayout,
+    ):
         self._engine = engine
+        self._layout = layout
         self._instances = self._free = instances
         self._on_run = on_run
         # The turns that are waited for, the next one first.
@@ -47,16 +58,18 @@ class StreamScheduler:
         meanwhile).
         """
         if self._stopping:
-            raise Unavailable(f"model {request.model_name!r} is being unloaded")
+            raise unloading(request.model_name)
         stamps = request.stamps
         stamps.queued = monotonic()
         await self._take_turn(request)
         try:
-            stamps.batched = stamps.started = started = monotonic()
-            async with aclosing(self._engine.stream(request.inputs, request.parameters)) as answers:
+            stamps.batched = batched = monotonic()
+            inputs = self._layout.stack([request.inputs])
+            stamps.started = started = monotonic()
+            async with aclosing(self._engine.stream(inputs, request.parameters)) as answers:
                 while True:
                     try:
-                        answer = await anext(answers)
+                        answer = self._layout.part(await anext(answers), request.inputs)
                     except StopAsyncIteration:
                         break
                     except SlipwayError:
@@ -65,7 +78,7 @@ class StreamScheduler:
                         raise InferenceFailed(str(error)) from error
                     yield answer
             stamps.computed = stamps.answered = ended = monotonic()
-            self._on_run(Run(rows, started, started, ended, ended))
+            self._on_run(Run(rows, batched, started, ended, ended))
         finally:
             self._pass_on()
 
@@ -73,7 +86,7 @@ class StreamScheduler:
         """Refuse new requests and fail those that wait. What streams goes on."""
         self._stopping = True
         for turn in self._waiting:
-            _fail(turn, Unavailable("the server stopped before this request's turn"))
+            fail(turn, given_up())
 
     async def stop(self) -> None:
         """Refuse new requests and finish the accepted ones, however slowly they are read."""
@@ -92,14 +105,14 @@ class StreamScheduler:
             await self._wait(expiry)
         if monotonic() >= expiry:
             self._pass_on()
-            raise _expired()
+            raise expired()
 
     async def _wait(self, expiry: float) -> None:
         turn = self._loop.create_future()
         self._waiting[turn] = None
         timer = None
         if expiry < math.inf:
-            timer = self._loop.call_later(max(0.0, expiry - monotonic()), _fail, turn, _expired())
+            timer = self._loop.call_later(max(0.0, expiry - monotonic()), fail, turn, expired())
         try:
             await turn
         except asyncio.CancelledError:
@@ -121,12 +134,3 @@ class StreamScheduler:
         self._free += 1
         if self._free == self._instances:
             self._idle.set()
-
-
-def _expired() -> Expired:
-    return Expired("Request timeout expired while it waited in the queue")
-
-
-def _fail(turn: asyncio.Future[None], error: Exception) -> None:
-    if not turn.done():
-        turn.set_exception(error)
