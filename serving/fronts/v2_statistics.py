@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serving.errors import InvalidRequest, NotFound
-from serving.observability.metrics import ModelMetrics, Total
+from serving.observability.totals import ModelMetrics, ResponseTotals, Total
 from serving.server import Server
 
 
@@ -47,15 +47,7 @@ def _totals(metrics: ModelMetrics) -> dict[str, Any]:
             "cache_miss": _duration(metrics.cache_miss),
         },
         "response_stats": {
-            str(position): {
-                # What a response took is all the model's; it is handed on as it is.
-                "compute_infer": _duration(totals.success),
-                "compute_output": _duration(Total(totals.success.count)),
-                "success": _duration(totals.success),
-                "fail": _duration(totals.fail),
-                "empty_response": _duration(totals.empty),
-                "cancel": _duration(totals.cancel),
-            }
+            str(position): _response(totals)
             for position, totals in sorted(metrics.by_position.items())
         },
         "batch_stats": [
@@ -68,6 +60,22 @@ def _totals(metrics: ModelMetrics) -> dict[str, Any]:
             for rows, totals in sorted(metrics.by_rows.items())
         ],
         "memory_usage": [],
+    }
+
+
+def _response(totals: ResponseTotals) -> dict[str, Any]:
+    success, fail, empty = totals.success, totals.fail, totals.empty
+    computed = Total(
+        success.count + fail.count + empty.count, success.seconds + fail.seconds + empty.seconds
+    )
+    return {
+        # What a response took is all the model's; it is handed on as it is.
+        "compute_infer": _duration(computed),
+        "compute_output": _duration(Total(success.count)),
+        "success": _duration(success),
+        "fail": _duration(fail),
+        "empty_response": _duration(empty),
+        "cancel": _duration(totals.cancel),
     }
 
 

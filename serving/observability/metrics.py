@@ -1,48 +1,29 @@
-"""Prometheus metrics: Triton's names, so that dashboards made for Triton draw, and histograms.
+"""The Prometheus form of every model's totals, under Triton's names, so that its dashboards draw.
 
-A request is recorded once, at its end, from its stamps. Labels are the names of loaded models,
-never what a caller sent, so their number is bounded.
+Labels are the names of loaded models, never what a caller sent, so their number is bounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from enum import Enum
-from time import monotonic, time_ns
+from dataclasses import dataclass, fields
+from math import inf
 
 import psutil
-from prometheus_client import (
-    CollectorRegistry,
-    Histogram,
-    Info,
-    PlatformCollector,
-    ProcessCollector,
+from prometheus_client import CollectorRegistry, Info, PlatformCollector, ProcessCollector
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
 )
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from serving import __version__
 from serving.errors import OperatorError
-from serving.types import Run, Stamps
+from serving.observability.totals import ModelMetrics, Outcome, Spread
 
 _LABELS = ("model", "version")
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_FIRST_RESPONSE_MS = (100, 500, 2000, 5000)
-_MAX_POSITIONS = 1000
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-class Outcome(Enum):
-    """How a request ended. Exactly one is counted for each."""
-
-    ANSWERED = "answered"
-    INVALID = "invalid"
-    REFUSED = "refused"
-    EXPIRED = "expired"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-
 
 # Triton's `reason` label of failures.
 _REASONS = {
@@ -52,126 +33,6 @@ _REASONS = {
     Outcome.CANCELLED: "CANCELED",
     Outcome.FAILED: "BACKEND",
 }
-
-
-@dataclass(slots=True)
-class Total:
-    """How often something was done, and the seconds that it took altogether."""
-
-    count: int = 0
-    seconds: float = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.count += 1
-        self.seconds += seconds
-
-
-@dataclass(slots=True)
-class RunTotals:
-    """The stages of the runs that had one certain number of rows."""
-
-    compute_input: Total = field(default_factory=Total)
-    compute_infer: Total = field(default_factory=Total)
-    compute_output: Total = field(default_factory=Total)
-
-
-@dataclass(slots=True)
-class ResponseTotals:
-    """The responses at one position in the answers of a decoupled model."""
-
-    success: Total = field(default_factory=Total)
-    fail: Total = field(default_factory=Total)
-    cancel: Total = field(default_factory=Total)
-    empty: Total = field(default_factory=Total)
-    """A request ended without a response at this position or an error."""
-
-
-@dataclass(eq=False)
-class ModelMetrics:
-    """The running totals of one version of a model, whatever loads it has seen.
-
-    Stages are of answered requests that the cache had no answer for.
-    """
-
-    request_histogram: Histogram
-    queue_histogram: Histogram
-    compute_histogram: Histogram
-    rows_histogram: Histogram
-    first_response_histogram: Histogram
-    outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
-    waiting: Callable[[], int] = lambda: 0
-    """How many requests are in the queue at this moment."""
-    rows: int = 0
-    runs: int = 0
-    load_s: float = 0.0
-    """What the last load took."""
-    last_inference_ms: int = 0
-    """When a request last came in, in milliseconds since 1970."""
-    success: Total = field(default_factory=Total)
-    fail: Total = field(default_factory=Total)
-    queue: Total = field(default_factory=Total)
-    compute_input: Total = field(default_factory=Total)
-    compute_infer: Total = field(default_factory=Total)
-    compute_output: Total = field(default_factory=Total)
-    cache_hit: Total = field(default_factory=Total)
-    cache_miss: Total = field(default_factory=Total)
-    by_rows: dict[int, RunTotals] = field(default_factory=dict)
-    by_position: dict[int, ResponseTotals] = field(default_factory=dict)
-
-    def ran(self, run: Run) -> None:
-        """The engine completed one run."""
-        self.runs += 1
-        self.rows += run.rows
-        self.rows_histogram.observe(run.rows)
-        totals = self.by_rows.setdefault(run.rows, RunTotals())
-        totals.compute_input.add(run.started - run.batched)
-        totals.compute_infer.add(run.computed - run.started)
-        totals.compute_output.add(run.answered - run.computed)
-
-    def responded(self, position: int, seconds: float, stamps: Stamps) -> None:
-        """A decoupled model gave one more response, `seconds` after the one before."""
-        if position == 0:
-            self.first_response_histogram.observe((monotonic() - stamps.received) * 1e3)
-        self._at(position).success.add(seconds)
-
-    def stream_ended(self, position: int, seconds: float, outcome: Outcome) -> None:
-        """No response came at this position, for the reason of the request's outcome."""
-        totals = self._at(position)
-        match outcome:
-            case Outcome.ANSWERED:
-                totals.empty.add(seconds)
-            case Outcome.CANCELLED:
-                totals.cancel.add(seconds)
-            case _:
-                totals.fail.add(seconds)
-
-    def ended(self, outcome: Outcome, stamps: Stamps) -> None:
-        """A request got its outcome."""
-        self.outcomes[outcome] += 1
-        self.last_inference_ms = time_ns() // 1_000_000
-        if outcome is not Outcome.ANSWERED:
-            self.fail.add(monotonic() - stamps.received if stamps.received else 0.0)
-            return
-        request_s = stamps.answered - stamps.received
-        self.success.add(request_s)
-        self.request_histogram.observe(request_s)
-        if stamps.cached:
-            self.cache_hit.add(stamps.looked_up - stamps.received)
-            return
-        if stamps.looked_up:
-            self.cache_miss.add(stamps.looked_up - stamps.received)
-        queue_s = stamps.batched - stamps.queued
-        compute_s = stamps.computed - stamps.started
-        self.queue.add(queue_s)
-        self.compute_input.add(stamps.started - stamps.batched)
-        self.compute_infer.add(compute_s)
-        self.compute_output.add(stamps.answered - stamps.computed)
-        self.queue_histogram.observe(queue_s)
-        self.compute_histogram.observe(compute_s)
-
-    def _at(self, position: int) -> ResponseTotals:
-        # Responses without end must not be memory without end.
-        return self.by_position.setdefault(min(position, _MAX_POSITIONS), ResponseTotals())
 
 
 # Triton's name, its meaning, and where it comes from.
@@ -233,6 +94,34 @@ _LATENCY_COUNTERS: tuple[_Counter, ...] = (
     ),
 )
 
+# A histogram's name, its meaning, and where it comes from.
+_Histogram = tuple[str, str, Callable[[ModelMetrics], Spread]]
+_HISTOGRAMS: tuple[_Histogram, ...] = (
+    (
+        "slipway_request_duration_seconds",
+        "From the request received to its outputs ready, for answered requests",
+        lambda m: m.request_spread,
+    ),
+    (
+        "slipway_queue_duration_seconds",
+        "Wait for a batch, for answered requests",
+        lambda m: m.queue_spread,
+    ),
+    (
+        "slipway_compute_duration_seconds",
+        "Run of the engine that a request was part of, for answered requests",
+        lambda m: m.compute_spread,
+    ),
+    ("slipway_batch_rows", "Rows of each run of the engine", lambda m: m.rows_spread),
+)
+_LATENCY_HISTOGRAMS: tuple[_Histogram, ...] = (
+    (
+        "nv_inference_first_response_histogram_ms",
+        "From the request received to its first response, for decoupled models",
+        lambda m: m.first_response_ms_spread,
+    ),
+)
+
 
 @dataclass(frozen=True)
 class MetricsConfig:
@@ -265,28 +154,8 @@ class Metrics(Collector):
         self.unresolved = 0
         """Requests for a model that is not served."""
         self._counters = _COUNTERS + (_LATENCY_COUNTERS if config.counter_latencies else ())
+        self._histograms = _HISTOGRAMS + (_LATENCY_HISTOGRAMS if config.histogram_latencies else ())
         self._models: dict[tuple[str, str], ModelMetrics] = {}
-        self._request = self._histogram(
-            "slipway_request_duration_seconds",
-            "From the request received to its outputs ready, for answered requests",
-            _SECONDS,
-        )
-        self._queue = self._histogram(
-            "slipway_queue_duration_seconds", "Wait for a batch, for answered requests", _SECONDS
-        )
-        self._compute = self._histogram(
-            "slipway_compute_duration_seconds",
-            "Run of the engine that a request was part of, for answered requests",
-            _SECONDS,
-        )
-        self._rows = self._histogram("slipway_batch_rows", "Rows of each run of the engine", _ROWS)
-        self._first_response = Histogram(
-            "nv_inference_first_response_histogram_ms",
-            "From the request received to its first response, for decoupled models",
-            _LABELS,
-            buckets=_FIRST_RESPONSE_MS,
-            registry=self.registry if config.histogram_latencies else None,
-        )
         Info("slipway_build", "What is running", registry=self.registry).info(
             {"version": __version__}
         )
@@ -296,16 +165,11 @@ class Metrics(Collector):
 
     def model(self, name: str, version: str) -> ModelMetrics:
         """The totals of one version; they start at zero and are visible at once."""
-        labels = (name, version)
-        if labels not in self._models:
-            self._models[labels] = ModelMetrics(
-                request_histogram=self._request.labels(*labels),
-                queue_histogram=self._queue.labels(*labels),
-                compute_histogram=self._compute.labels(*labels),
-                rows_histogram=self._rows.labels(*labels),
-                first_response_histogram=self._first_response.labels(*labels),
-            )
-        return self._models[labels]
+        return self._models.setdefault((name, version), ModelMetrics())
+
+    def forget(self, name: str, version: str) -> None:
+        """Show no more of a version that is served no more."""
+        self._models.pop((name, version), None)
 
     def collect(self) -> Iterator[Metric]:
         totals = self._models.items()
@@ -315,6 +179,11 @@ class Metrics(Collector):
             for (model, version), metrics in totals:
                 family.add_sample(name, {"model": model, "version": version}, value(metrics))
             yield family
+        for name, documentation, spread in self._histograms:
+            histogram = HistogramMetricFamily(name, documentation, labels=_LABELS)
+            for labels, metrics in totals:
+                _add(histogram, labels, spread(metrics), metrics.created)
+            yield histogram
 
         failures = Metric(
             "nv_inference_request_failure", "Requests that were not answered", "unknown"
@@ -348,8 +217,16 @@ class Metrics(Collector):
         )
         yield from _machine()
 
-    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, documentation, _LABELS, buckets=buckets, registry=self.registry)
+
+def _add(
+    family: HistogramMetricFamily, labels: tuple[str, str], spread: Spread, created: float
+) -> None:
+    buckets = [
+        ("+Inf" if bound == inf else str(float(bound)), float(count))
+        for bound, count in spread.cumulative()
+    ]
+    family.add_metric(labels, buckets, sum_value=spread.sum)
+    family.add_sample(f"{family.name}_created", dict(zip(_LABELS, labels, strict=True)), created)
 
 
 def _machine() -> Iterator[Metric]:

@@ -1,0 +1,50 @@
+"""The one line that `--log-verbose` adds: how each request ended, and where its time went."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+
+import structlog
+
+from serving.observability.totals import Outcome
+from serving.types import InferRequest, Stamps
+
+log = structlog.get_logger(__name__)
+_switch = logging.getLogger(__name__)
+_MAX_ID = 128
+"""Characters of a request's id, which its caller chose."""
+
+# Stage -> the stamps between which it lies.
+_STAGES: tuple[tuple[str, str, str], ...] = (
+    ("cache_ms", "received", "looked_up"),
+    ("queue_ms", "queued", "batched"),
+    ("compute_input_ms", "batched", "started"),
+    ("compute_infer_ms", "started", "computed"),
+    ("compute_output_ms", "computed", "answered"),
+)
+
+
+def log_request(request: InferRequest, version: str, outcome: Outcome) -> None:
+    """Log a request that has its outcome, if that is wanted; of its tensors, nothing."""
+    if not _switch.isEnabledFor(logging.DEBUG):
+        return
+    log.debug(
+        "request",
+        model=request.model_name,
+        version=version,
+        id=request.id[:_MAX_ID],
+        outcome=outcome.value,
+        **_stages(request.stamps),
+        request_ms=_ms(request.stamps.received, request.stamps.answered or monotonic()),
+    )
+
+
+def _stages(stamps: Stamps) -> dict[str, float]:
+    """What each stage took that was reached and left."""
+    times = [(name, getattr(stamps, start), getattr(stamps, end)) for name, start, end in _STAGES]
+    return {name: _ms(start, end) for name, start, end in times if start and end}
+
+
+def _ms(start: float, end: float) -> float:
+    return round((end - start) * 1e3, 3)

@@ -1,0 +1,218 @@
+"""What one version of a model has done so far: counts, times, and how the times are spread.
+
+A request is recorded once, at its end, from its stamps. Everything belongs to the event loop's
+thread, so nothing here takes a lock.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import inf
+from time import monotonic, time, time_ns
+
+from serving.types import Run, Stamps
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_FIRST_RESPONSE_MS = (100, 500, 2000, 5000)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_MAX_POSITIONS = 1000
+
+
+class Outcome(StrEnum):
+    """How a request ended. Exactly one is counted for each."""
+
+    ANSWERED = "answered"
+    INVALID = "invalid"
+    REFUSED = "refused"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Total:
+    """How often something was done, and the seconds that it took altogether."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.seconds += seconds
+
+
+class Spread:
+    """How many values were at most each bound, and the sum of all of them."""
+
+    __slots__ = ("_bounds", "_counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]):
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    def cumulative(self) -> Iterator[tuple[float, int]]:
+        """Each bound, infinity last, and how many values were not above it."""
+        count = 0
+        for bound, here in zip((*self._bounds, inf), self._counts, strict=True):
+            count += here
+            yield bound, count
+
+
+@dataclass(slots=True)
+class RunTotals:
+    """The stages of the runs that had one certain number of rows."""
+
+    compute_input: Total = field(default_factory=Total)
+    compute_infer: Total = field(default_factory=Total)
+    compute_output: Total = field(default_factory=Total)
+
+
+@dataclass(slots=True)
+class ResponseTotals:
+    """The responses at one position in the answers of a decoupled model."""
+
+    success: Total = field(default_factory=Total)
+    fail: Total = field(default_factory=Total)
+    cancel: Total = field(default_factory=Total)
+    empty: Total = field(default_factory=Total)
+    """A request ended without a response at this position or an error."""
+
+
+@dataclass(eq=False, slots=True)
+class ModelMetrics:
+    """The running totals of one version of a model, whatever loads it has seen.
+
+    Stages are of answered requests that the cache had no answer for.
+    """
+
+    outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    waiting: Callable[[], int] = lambda: 0
+    """How many requests are in the queue at this moment."""
+    rows: int = 0
+    runs: int = 0
+    load_s: float = 0.0
+    """What the last load took."""
+    last_inference_ms: int = 0
+    """When the latest request came in that reached the model's queue, in milliseconds since 1970.
+
+    Known once that request has ended. Neither a request that was refused before it could wait nor
+    one that the response cache answered counts, as with Triton.
+    """
+    success: Total = field(default_factory=Total)
+    fail: Total = field(default_factory=Total)
+    queue: Total = field(default_factory=Total)
+    compute_input: Total = field(default_factory=Total)
+    compute_infer: Total = field(default_factory=Total)
+    compute_output: Total = field(default_factory=Total)
+    cache_hit: Total = field(default_factory=Total)
+    cache_miss: Total = field(default_factory=Total)
+    by_rows: dict[int, RunTotals] = field(default_factory=dict)
+    by_position: dict[int, ResponseTotals] = field(default_factory=dict)
+    request_spread: Spread = field(default_factory=lambda: Spread(_SECONDS))
+    queue_spread: Spread = field(default_factory=lambda: Spread(_SECONDS))
+    compute_spread: Spread = field(default_factory=lambda: Spread(_SECONDS))
+    rows_spread: Spread = field(default_factory=lambda: Spread(_ROWS))
+    first_response_ms_spread: Spread = field(default_factory=lambda: Spread(_FIRST_RESPONSE_MS))
+    created: float = field(default_factory=time)
+    """Since when this counts, in seconds since 1970."""
+
+    def ran(self, run: Run) -> None:
+        """The engine completed one run."""
+        self.runs += 1
+        self.rows += run.rows
+        self.rows_spread.add(run.rows)
+        totals = self.by_rows.get(run.rows)
+        if totals is None:
+            totals = self.by_rows[run.rows] = RunTotals()
+        totals.compute_input.add(run.started - run.batched)
+        totals.compute_infer.add(run.computed - run.started)
+        totals.compute_output.add(run.answered - run.computed)
+
+    def responses(self, stamps: Stamps) -> Responses:
+        """For one request to a decoupled model, whose responses it times."""
+        return Responses(self, stamps)
+
+    def ended(self, outcome: Outcome, stamps: Stamps) -> None:
+        """A request got its outcome."""
+        self.outcomes[outcome] += 1
+        if stamps.queued:
+            ago_ms = round((monotonic() - stamps.received) * 1e3)
+            self.last_inference_ms = max(self.last_inference_ms, time_ns() // 1_000_000 - ago_ms)
+        if outcome is not Outcome.ANSWERED:
+            self.fail.add(monotonic() - stamps.received if stamps.received else 0.0)
+            return
+        request_s = stamps.answered - stamps.received
+        self.success.add(request_s)
+        self.request_spread.add(request_s)
+        if stamps.cached:
+            self.cache_hit.add(stamps.looked_up - stamps.received)
+            return
+        if stamps.looked_up:
+            self.cache_miss.add(stamps.looked_up - stamps.received)
+        queue_s = stamps.batched - stamps.queued
+        compute_s = stamps.computed - stamps.started
+        self.queue.add(queue_s)
+        self.compute_input.add(stamps.started - stamps.batched)
+        self.compute_infer.add(compute_s)
+        self.compute_output.add(stamps.answered - stamps.computed)
+        self.queue_spread.add(queue_s)
+        self.compute_spread.add(compute_s)
+
+
+class Responses:
+    """Times the responses to one request, each from the moment that its computing began.
+
+    That is when the request's turn came, and then whenever the next response was asked for: a slow
+    reader is no slow model.
+    """
+
+    __slots__ = ("_metrics", "_position", "_since", "_stamps")
+
+    def __init__(self, metrics: ModelMetrics, stamps: Stamps):
+        self._metrics = metrics
+        self._stamps = stamps
+        self._position = 0
+        self._since = 0.0
+
+    def came(self) -> None:
+        """The model gave one more response."""
+        now = monotonic()
+        if self._position == 0:
+            self._metrics.first_response_ms_spread.add((now - self._stamps.received) * 1e3)
+            self._since = self._stamps.batched or self._stamps.received
+        self._totals().success.add(now - self._since)
+        self._position += 1
+        self._since = 0.0
+
+    def asked(self) -> None:
+        """The reader is done with that response and asks for the next."""
+        self._since = monotonic()
+
+    def ended(self, outcome: Outcome) -> None:
+        """No further response will come, for the reason of the request's outcome."""
+        if self._position == 0:
+            if not self._stamps.batched:
+                return
+            self._since = self._stamps.batched
+        took = monotonic() - self._since if self._since else 0.0
+        totals = self._totals()
+        match outcome:
+            case Outcome.ANSWERED:
+                totals.empty.add(took)
+            case Outcome.CANCELLED:
+                totals.cancel.add(took)
+            case _:
+                totals.fail.add(took)
+
+    def _totals(self) -> ResponseTotals:
+        # Responses without end must not be memory without end.
+        position = min(self._position, _MAX_POSITIONS)
+        return self._metrics.by_position.setdefault(position, ResponseTotals())
