@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
+import os
 import signal
 import socket
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from time import monotonic
@@ -17,7 +20,9 @@ import uvloop
 from starlette.types import ASGIApp
 
 from serving.cache import ResponseCache, parse_cache_config
-from serving.catalog import Catalog, ControlMode
+from serving.catalog import Catalog
+from serving.config import ModelConfig
+from serving.control import ControlMode, ModelControl
 from serving.errors import OperatorError
 from serving.fronts import restricted
 from serving.fronts.http import build_http
@@ -26,9 +31,11 @@ from serving.fronts.v2_grpc import build_grpc
 from serving.loading import Surroundings, load_model
 from serving.model import Model
 from serving.observability.logging import LogSettings
-from serving.observability.metrics import Metrics, MetricsConfig, ModelMetrics
+from serving.observability.metrics import Metrics, MetricsConfig
+from serving.observability.totals import ModelMetrics
 from serving.observability.tracing import Tracer, parse_trace_config
 from serving.repository import ModelVersion, Repositories
+from serving.scheduling.ensemble import check_members
 from serving.server import Server
 from serving.settings import Settings
 from serving.shared_memory import SharedMemory
@@ -42,13 +49,16 @@ log = structlog.get_logger(__name__)
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises `OperatorError` if it cannot start."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings))
+        if not runner.run(_serve(settings)):
+            # What cannot be interrupted, such as a run of an engine, would keep the process alive.
+            logging.shutdown()
+            os._exit(1)
 
 
 def build_server(settings: Settings) -> Server:
     """Put together everything below the fronts. Raises `OperatorError` for unusable settings.
 
-    Must be called inside the event loop that it will serve from; `server.catalog.start` loads.
+    Must be called inside the event loop that it will serve from; `server.control.start` loads.
     """
     log_settings = LogSettings(
         log_info=settings.log_info,
@@ -62,33 +72,62 @@ def build_server(settings: Settings) -> Server:
     cache = ResponseCache(parse_cache_config(settings.cache))
 
     async def build(found: ModelVersion) -> tuple[Model, ModelMetrics]:
-        totals = metrics.model(found.config.name, str(found.version))
-        surroundings = Surroundings(
-            cache, server.infer, lambda name, version: server.model(name, version).config
-        )
-        model = await load_model(found, surroundings, totals.ran)
-        totals.waiting = lambda: model.waiting
+        # Nothing runs on its account before it is loaded, and a failure leaves no totals behind.
+        model = await load_model(found, surroundings, lambda run: totals.ran(run))
+        totals = metrics.model(found.config.name, model.version)
+        watched = weakref.ref(model)
+        totals.waiting = lambda: alive.waiting if (alive := watched()) is not None else 0
         return model, totals
 
-    repositories = Repositories(settings.model_repositories)
+    def find_config(name: str, version: str) -> ModelConfig:
+        return server.model(name, version).config
+
+    def check(found: ModelVersion) -> None:
+        if found.config.steps:
+            check_members(found.config, find_config)
+
+    def forget(name: str, version: str) -> None:
+        metrics.forget(name, version)
+        tracer.forget(name)
+
+    surroundings = Surroundings(cache, lambda request: server.infer(request), find_config)
+    tracer = Tracer(parse_trace_config(settings.trace))
+    catalog = Catalog(
+        Repositories(settings.model_repositories),
+        build=build,
+        check=check,
+        forget=forget,
+    )
+    mode = ControlMode(settings.control_mode)
+    if settings.load_models and mode is not ControlMode.EXPLICIT:
+        raise OperatorError("--load-model needs --model-control-mode explicit")
     server = Server(
-        Catalog(repositories, ControlMode(settings.control_mode), build),
+        catalog,
+        ModelControl(catalog, mode, poll_s=settings.poll_s),
         metrics,
         name=settings.server_name,
         strict_readiness=settings.strict_readiness,
-        shared_memory=SharedMemory(enabled=settings.allow_client_shm),
-        tracer=Tracer(parse_trace_config(settings.trace)),
+        shared_memory=SharedMemory(
+            enabled=settings.allow_client_shm, limit_bytes=settings.max_input_bytes
+        ),
+        tracer=tracer,
         log_settings=log_settings,
     )
     return server
 
 
-async def _serve(settings: Settings) -> None:
-    stop = _stop_event()
+async def _serve(settings: Settings) -> bool:
+    """Returns whether everything has ended when it was to end."""
+    stop = asyncio.create_task(_stop_event().wait())
     app = _App(settings)
-    await app.startup()
-    await stop.wait()
-    await app.shutdown()
+    starting = asyncio.create_task(app.startup())
+    await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        log.info("stopped before it served")
+        return False
+    await starting
+    await stop
+    return await app.shutdown()
 
 
 class _App:
@@ -123,7 +162,10 @@ class _App:
             _bind(settings.host, port) for port in (settings.http_port, settings.metrics_port)
         ]
         grpc_port = self._bind_grpc()
-        await self._load()
+        failures = await self._server.control.start(settings.load_models)
+        if failures and settings.exit_on_error:
+            await self._server.close()
+            raise OperatorError("\n".join(str(failure) for failure in failures))
         apps: list[ASGIApp] = [http, build_metrics(self._server.metrics.registry)]
         for app, listener in zip(apps, sockets, strict=True):
             await self._start_http(app, listener)
@@ -137,24 +179,10 @@ class _App:
             metrics_port=metrics_port,
         )
 
-    async def _load(self) -> None:
-        settings, catalog = self._settings, self._server.catalog
-        names: list[str] | None = None
-        if settings.control_mode == "explicit" and "*" not in settings.load_models:
-            names = list(dict.fromkeys(settings.load_models))
-        elif settings.load_models and settings.control_mode != "explicit":
-            raise OperatorError("--load-model needs --model-control-mode explicit")
-        failures = await catalog.start(names)
-        if failures and settings.exit_on_error:
-            await self._server.close()
-            raise OperatorError("\n".join(str(failure) for failure in failures))
-        if settings.control_mode == "poll":
-            catalog.watch(settings.poll_s)
-
-    async def shutdown(self) -> None:
+    async def shutdown(self) -> bool:
         """Not ready, finish what is in flight, stop listening and finish the rest, unload.
 
-        Bounded by the exit timeout, but for a run of an engine, which cannot be interrupted.
+        Returns whether that came to its end within the exit timeout and `FLUSH_S`.
         """
         log.info("draining")
         deadline = monotonic() + self._settings.exit_timeout_s
@@ -168,8 +196,14 @@ class _App:
         await asyncio.wait([closing], timeout=_until(deadline - FLUSH_S))
         self._server.give_up()
         await closing
-        await self._server.close()
+        unloading = asyncio.create_task(self._server.close())
+        await asyncio.wait([unloading], timeout=max(FLUSH_S, _until(deadline)))
+        if not unloading.done():
+            log.error("stopped while a model still ran or loaded")
+            return False
+        await unloading
         log.info("stopped")
+        return True
 
     async def _start_http(self, app: ASGIApp, listener: socket.socket) -> None:
         config = uvicorn.Config(

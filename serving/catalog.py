@@ -8,47 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
+import re
 import tempfile
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
-from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
 import structlog
 
-from serving.errors import (
-    InvalidRequest,
-    LoadFailed,
-    ModelLoadError,
-    NotFound,
-    NotInRepository,
-    OperatorError,
-    Unavailable,
-    shown,
-)
+from serving.errors import ModelLoadError, NotFound, OperatorError
 from serving.model import Model
-from serving.observability.metrics import ModelMetrics
-from serving.pbtxt import read_config, read_override
-from serving.repository import Fingerprint, ModelVersion, Repositories, versions
+from serving.observability.totals import ModelMetrics
+from serving.overrides import Overrides, Source
+from serving.repository import ModelVersion, NotThere, Repositories
+from serving.types import SequenceStep
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-
-class ControlMode(Enum):
-    """Who decides which models are loaded."""
-
-    NONE = "none"
-    """All, once, at the start."""
-    POLL = "poll"
-    """All, and the repositories are watched for changes."""
-    EXPLICIT = "explicit"
-    """Those named at the start, and what callers load and unload."""
+_LOOK_EVERY_S = 0.05
+"""How often a version that has been replaced looks whether its sequences have ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +40,6 @@ class ModelState:
     version: str = ""
     state: str = ""
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """What a load call puts in the place of the repository's files.
-
-    `files` maps "<version>/<file name>" to contents; with any, no file of the repository is used.
-    """
-
-    config: str | None = None
-    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -84,6 +54,7 @@ class Loaded:
 
     @contextmanager
     def lease(self) -> Iterator[Loaded]:
+        """Keeps the version loaded."""
         self._users += 1
         self._unused.clear()
         try:
@@ -104,83 +75,111 @@ class Loaded:
 class _Entry:
     """All that is known of one model name."""
 
-    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    # version -> what serves it, lowest first; replaced as a whole, never changed.
-    serving: Mapping[str, Loaded] = field(default_factory=dict)
-    # version ("" if it is not even known which) -> why it is not served.
-    failures: dict[str, OperatorError] = field(default_factory=dict)
-    never_served: bool = False
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    changes: int = 0
+    """Under way, or waiting for the lock."""
+    serving: dict[str, Loaded] = field(default_factory=dict)
+    """By version, lowest first. Replaced as a whole, never changed."""
+    failures: Mapping[str, OperatorError] = field(default_factory=dict)
+    """Why a version is not served, or is not what its directory holds now; "" is the model."""
+    was_down: bool = False
     """Nothing was served when the failures came, so nothing stands in for what failed."""
+    uses: frozenset[str] = frozenset()
+    """The members of an ensemble."""
+    is_overridden: bool = False
     loading: set[str] = field(default_factory=set)
-    unloading: dict[str, Loaded] = field(default_factory=dict)
+    unloading: dict[str, list[Loaded]] = field(default_factory=dict)
     unloaded: set[str] = field(default_factory=set)
-
-
-Build = Callable[[ModelVersion], Awaitable[tuple[Model, ModelMetrics]]]
 
 
 class Catalog:
     """The models of some repositories.
 
-    `build` makes a model ready to serve from a version directory; it raises `OperatorError`.
+    `build` makes a model ready to serve from a version directory, and `check` says whether one
+    that is ready still fits the others; both raise `OperatorError`. `forget` is told of a version
+    that is gone for good.
     """
 
-    def __init__(self, repositories: Repositories, mode: ControlMode, build: Build):
-        self._repositories = repositories
-        self._mode = mode
+    def __init__(
+        self,
+        repositories: Repositories,
+        *,
+        build: Callable[[ModelVersion], Awaitable[tuple[Model, ModelMetrics]]],
+        check: Callable[[ModelVersion], None],
+        forget: Callable[[str, str], None],
+    ):
+        self.repositories = repositories
         self._build = build
+        self._check = check
+        self._forget = forget
         self._entries: dict[str, _Entry] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._watcher: asyncio.Task[None] | None = None
-        self._seen: Mapping[str, Fingerprint] = {}
+        self._is_closed = False
 
     # What serves now.
 
-    def find(self, name: str = "", version: str = "") -> list[Loaded]:
-        """One version, all of a model (the last one answers for it), or all there are.
+    def find(self, name: str, version: str = "") -> Loaded:
+        """The version that answers a caller, the highest if none is named. Raises `NotFound`."""
+        serving = self.versions(name)
+        if not version:
+            return next(reversed(serving.values()))
+        if version not in serving:
+            raise NotFound(f"Request for unknown model: {name!r} version {version} is not found")
+        return serving[version]
 
-        Raises `NotFound`.
-        """
-        if not name:
-            names = sorted(self._entries)
-            return [loaded for name in names for loaded in self._entries[name].serving.values()]
+    def find_for(self, name: str, version: str, step: SequenceStep | None) -> Loaded:
+        """As `find`; but a sequence goes on where it began, though it has been replaced."""
+        if step is not None and not step.start and (entry := self._entries.get(name)) is not None:
+            for number, replaced in entry.unloading.items():
+                for loaded in replaced:
+                    if version in ("", number) and loaded.model.continues(step.id):
+                        return loaded
+        return self.find(name, version)
+
+    def versions(self, name: str) -> dict[str, Loaded]:
+        """All that serves of a model, lowest version first. Raises `NotFound`."""
         entry = self._entries.get(name)
-        if entry is None:
+        if entry is None or not (entry.serving or entry.failures or entry.unloaded):
             raise NotFound(f"Request for unknown model: {name!r} is not found")
         if not entry.serving:
             raise NotFound(f"Request for unknown model: {name!r} has no available versions")
-        if not version:
-            return list(entry.serving.values())
-        if version not in entry.serving:
-            raise NotFound(f"Request for unknown model: {name!r} version {version} is not found")
-        return [entry.serving[version]]
+        return entry.serving
 
-    def models(self) -> Iterator[Model]:
-        """Every version that serves, ordered by name and version."""
-        for loaded in self.find():
-            yield loaded.model
+    def serving(self) -> Iterator[Loaded]:
+        """All that serves, ordered by name and version."""
+        for name in sorted(self._entries):
+            yield from self._entries[name].serving.values()
+
+    def retiring(self) -> Iterator[Loaded]:
+        """What has been replaced or unloaded, and still finishes what it has accepted."""
+        for entry in self._entries.values():
+            for replaced in entry.unloading.values():
+                yield from replaced
 
     @property
     def has_failures(self) -> bool:
         """Whether a model that should be served is not, nor an earlier version of it."""
-        return any(entry.failures and entry.never_served for entry in self._entries.values())
+        return any(entry.failures and entry.was_down for entry in self._entries.values())
 
-    def index(self) -> list[ModelState]:
-        """The state of every version, and of every model that has none."""
-        known = {*self._entries, *self._repositories.names()}
-        return [state for name in sorted(known) for state in self._states(name)]
+    def index(self, names: list[str]) -> list[ModelState]:
+        """The state of every version, and of each of `names` that has none."""
+        return [state for name in sorted({*self._entries, *names}) for state in self._states(name)]
+
+    def without_paths(self, error: OperatorError) -> str:
+        """A reason for callers: where a repository lies is nobody's business but the operator's."""
+        text = str(error)
+        for root in (*sorted(map(str, self.repositories.roots), reverse=True), _SCRATCH):
+            text = text.replace(f"{root}{os.sep}", "")
+        return re.sub(r"(?<![\w./])/(?:[^\s'\"/]+/)+", "", text)
 
     def _states(self, name: str) -> Iterator[ModelState]:
         entry = self._entries.get(name, _Entry())
+        reasons = {version: self.without_paths(e) for version, e in entry.failures.items()}
         states = dict.fromkeys(entry.unloaded, ("UNAVAILABLE", "unloaded"))
         states |= dict.fromkeys(entry.unloading, ("UNLOADING", ""))
-        states |= dict.fromkeys(entry.serving, ("READY", ""))
-        states |= {
-            version: ("UNAVAILABLE", self._without_paths(error))
-            for version, error in entry.failures.items()
-            if version not in entry.serving
-        }
-        states |= dict.fromkeys(entry.loading - entry.serving.keys(), ("LOADING", ""))
+        states |= {version: ("UNAVAILABLE", reason) for version, reason in reasons.items()}
+        states |= dict.fromkeys(entry.loading, ("LOADING", ""))
+        states |= {version: ("READY", reasons.get(version, "")) for version in entry.serving}
         for version in sorted(states, key=lambda version: int(version or 0)):
             yield ModelState(name, version, *states[version])
         if not states:
@@ -188,134 +187,119 @@ class Catalog:
 
     # How that changes.
 
-    async def start(self, names: list[str] | None = None) -> list[OperatorError]:
-        """Load some models, by default all; returns why those that failed did."""
-        self._repositories.check()
-        self._seen = await asyncio.to_thread(self._repositories.fingerprints)
-        absent: list[OperatorError] = []
-        for name in self._repositories.names() if names is None else names:
+    async def load_all(self, names: list[str]) -> list[OperatorError]:
+        """Load some models; returns why those that failed did."""
+        failures: dict[str, Mapping[str, OperatorError]] = {}
+        for name in names:
             if name not in self._entries:
-                errors = await self.load(name)
-                absent += errors.values() if name not in self._entries else ()
-        entries = [self._entries[name] for name in sorted(self._entries)]
-        return absent + [error for entry in entries for error in entry.failures.values()]
-
-    def watch(self, every_s: float) -> None:
-        """Load what changes in the repositories after `start`, and unload what disappears."""
-        self._watcher = asyncio.create_task(self._watch(every_s))
-
-    async def load_on_request(self, name: str, overrides: Overrides | None) -> None:
-        """A caller's wish. Raises `Unavailable`, `InvalidRequest` or `LoadFailed`."""
-        self._require_explicit()
-        if not name.strip() or name in (".", "..") or "/" in name or "\0" in name:
-            raise InvalidRequest(f"failed to load {shown(name)}, it is not a model's name")
-        # A caller who leaves must not leave half a model behind.
-        errors = await asyncio.shield(self._background(self.load(name, overrides)))
-        if "" in errors:
-            raise NotInRepository(
-                f"failed to load {name!r}, failed to poll from model repository:"
-                f" {self._without_paths(errors[''])}"
-            )
-        for version, error in errors.items():
-            raise LoadFailed(
-                f"load failed for model {name!r}: version {version} is at UNAVAILABLE state:"
-                f" {self._without_paths(error)}"
-            )
-
-    async def unload_on_request(self, name: str, *, dependents: bool) -> None:
-        """A caller's wish; a name that is not loaded is no error. Raises `Unavailable`."""
-        self._require_explicit()
-        members = self._members(name) if dependents else set()
-        await self.unload(name)
-        for member in members - {m for other in self._entries for m in self._members(other)}:
-            await self.unload(member)
+                failures[name] = await self.load(name)
+        # An ensemble has loaded members that nobody named, and that may have failed.
+        failures |= {name: entry.failures for name, entry in self._entries.items()}
+        return [error for name in sorted(failures) for error in failures[name].values()]
 
     async def load(
-        self, name: str, overrides: Overrides | None = None
+        self, name: str, overrides: Overrides | None = None, *, above: frozenset[str] = frozenset()
     ) -> Mapping[str, OperatorError]:
-        """Bring what is served of a model in line with its repository.
+        """Bring what is served of a model in line with its source.
 
-        Returns why that failed, by version; "" is the model as a whole.
+        An ensemble brings its members along; `above` are the ensembles that this one is loaded
+        for. Returns why it failed, by version; "" is the model as a whole.
         """
-        is_new = name not in self._entries and not (overrides and overrides.files)
-        if is_new and not await asyncio.to_thread(self._repositories.contains, name):
-            # Whatever names callers try, they leave no trace.
-            return {"": ModelLoadError(f"model {name!r} is in no model repository")}
-        entry = self._entries.setdefault(name, _Entry())
-        async with entry.changing:
-            scratch = Path(tempfile.mkdtemp(prefix="slipway-")) if overrides else None
-            serving, failures = entry.serving, dict[str, OperatorError]()
-            try:
-                found = await asyncio.to_thread(self._look_up, name, overrides, scratch)
-                await self._load_members(found)
-                serving, failures = await self._bring_up(entry, found)
-            except OperatorError as error:
-                failures = {"": error}
-            except OSError as error:
-                failures = {"": ModelLoadError(f"model {name!r} cannot be read: {error.strerror}")}
-            finally:
-                if scratch is not None:
-                    await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
-            entry.never_served = bool(failures) and not entry.serving
-            for reason in failures.values():
-                log.error("model not loaded", model=name, reason=str(reason))
-            self._take_over(name, entry, serving, failures)
-            return failures
+        source = Source(self.repositories, name, overrides)
+        try:
+            # Before the lock is taken: two ensembles may wait for each other's members.
+            await self._load_members(source, above | {name})
+            async with self._changing(name) as entry:
+                return await self._load(name, entry, source, is_overridden=overrides is not None)
+        finally:
+            await asyncio.to_thread(source.close)
 
     async def unload(self, name: str) -> None:
         """Stop serving a model; what it has accepted is finished in the background."""
-        entry = self._entries.get(name)
-        if entry is not None:
-            async with entry.changing:
+        if name in self._entries:
+            async with self._changing(name) as entry:
                 self._take_over(name, entry, {}, {})
 
-    async def close(self) -> None:
-        """Unload everything, when what runs has ended."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
-        for name in list(self._entries):
-            await self.unload(name)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
-    def _background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Work that goes on though whoever asked for it leaves."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _require_explicit(self) -> None:
-        if self._mode is not ControlMode.EXPLICIT:
-            raise Unavailable(
-                "explicit model load / unload is not allowed if polling is enabled, or without"
-                " --model-control-mode explicit"
-            )
+    def is_changing(self, name: str) -> bool:
+        return name in self._entries and self._entries[name].changes > 0
 
-    def _look_up(
-        self, name: str, overrides: Overrides | None, scratch: Path | None
-    ) -> list[ModelVersion]:
-        if overrides is None or scratch is None:
-            directory = self._repositories.find(name)
-            return versions(directory, read_config(directory))
-        if overrides.files and overrides.config is None:
-            raise ModelLoadError("files can be given only together with a config")
-        if overrides.files:
-            directory = scratch / name
-            _write_files(directory, overrides.files)
-        else:
-            directory = self._repositories.find(name)
-        if overrides.config is None:
-            return versions(directory, read_config(directory))
-        return versions(directory, read_override(overrides.config, directory))
+    def members(self, name: str) -> frozenset[str]:
+        """The models that an ensemble uses; none, if it is none."""
+        entry = self._entries.get(name)
+        return entry.uses if entry is not None and entry.serving else frozenset()
 
-    async def _load_members(self, found: list[ModelVersion]) -> None:
-        """An ensemble brings its members along."""
-        for name in {step.model_name for version in found for step in version.config.steps}:
-            entry = self._entries.get(name)
-            if entry is None or not (entry.serving or entry.failures or entry.changing.locked()):
-                await self.load(name)
+    def users(self, name: str) -> list[str]:
+        """The ensembles that serve by means of a model."""
+        return [other for other in self._entries if name in self.members(other)]
+
+    async def close(self) -> None:
+        """Unload everything, when what runs has ended, and load nothing more."""
+        self._is_closed = True
+        for name in list(self._entries):
+            await self.unload(name)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    @asynccontextmanager
+    async def _changing(self, name: str) -> AsyncIterator[_Entry]:
+        """One change of a model at a time. Of names that are nowhere, no trace is kept."""
+        entry = self._entries.setdefault(name, _Entry())
+        entry.changes += 1
+        try:
+            async with entry.lock:
+                yield entry
+        finally:
+            entry.changes -= 1
+            self._drop_if_gone(name, entry)
+
+    def _drop_if_gone(self, name: str, entry: _Entry) -> None:
+        alive = entry.changes or entry.serving or entry.failures or entry.unloading
+        if not alive and not self.repositories.contains(name):
+            for version in entry.unloaded:
+                self._forget(name, version)
+            if self._entries.get(name) is entry:
+                del self._entries[name]
+
+    async def _load_members(self, source: Source, above: frozenset[str]) -> None:
+        try:
+            found = await asyncio.to_thread(source.read)
+        except (OperatorError, OSError):
+            return  # which the loading proper will meet as well
+        for member in {step.model_name for version in found for step in version.config.steps}:
+            entry = self._entries.get(member)
+            if member not in above and (entry is None or not entry.serving):
+                await self.load(member, above=above)
+
+    async def _load(
+        self, name: str, entry: _Entry, source: Source, *, is_overridden: bool
+    ) -> Mapping[str, OperatorError]:
+        serving: Mapping[str, Loaded] = entry.serving
+        failures: Mapping[str, OperatorError]
+        if self._is_closed:
+            return {"": ModelLoadError(f"model {name!r}: the server is shutting down")}
+        try:
+            found = await asyncio.to_thread(source.read)
+            entry.uses = frozenset(s.model_name for version in found for s in version.config.steps)
+            entry.is_overridden = is_overridden
+            serving, failures = self._still_fitting(*await self._bring_up(entry, found))
+        except NotThere as error:
+            return {"": error}
+        except OperatorError as error:
+            failures = {"": error}
+        except OSError as error:
+            failures = {"": ModelLoadError(f"model {name!r} cannot be read: {error.strerror}")}
+        for reason in failures.values():
+            log.error("model not loaded", model=name, reason=str(reason))
+        entry.was_down = not entry.serving
+        self._take_over(name, entry, serving, failures)
+        return failures
 
     async def _bring_up(
         self, entry: _Entry, found: list[ModelVersion]
@@ -338,6 +322,19 @@ class Catalog:
                 entry.loading.discard(version)
         # What was served stands in for what could not be loaded.
         return ({**entry.serving, **serving} if failures else serving), failures
+
+    def _still_fitting(
+        self, serving: Mapping[str, Loaded], failures: dict[str, OperatorError]
+    ) -> tuple[Mapping[str, Loaded], dict[str, OperatorError]]:
+        """Without the ensembles whose members have changed while they were loaded."""
+        fitting: dict[str, Loaded] = {}
+        for version, loaded in serving.items():
+            try:
+                self._check(loaded.found)
+                fitting[version] = loaded
+            except OperatorError as error:
+                failures = {**failures, version: error}
+        return fitting, failures
 
     async def _load_version(self, wanted: ModelVersion) -> Loaded:
         name, started = wanted.config.name, monotonic()
@@ -363,62 +360,44 @@ class Catalog:
     ) -> None:
         before = entry.serving
         entry.serving = dict(sorted(serving.items(), key=lambda item: int(item[0])))
-        entry.failures = dict(failures)
+        entry.failures = failures
         entry.unloaded = (entry.unloaded | before.keys()) - serving.keys()
         for version, loaded in before.items():
             if serving.get(version) is not loaded:
-                entry.unloading[version] = loaded
-                self._background(self._retire(name, entry, version, loaded))
+                entry.unloading.setdefault(version, []).append(loaded)
+                self.background(self._retire(name, entry, version, loaded))
+        if entry.serving != before:
+            self._tell_users(name)
+
+    def _tell_users(self, name: str) -> None:
+        """Ensembles stand and fall with their members."""
+        for user, entry in list(self._entries.items()):
+            if name not in entry.uses:
+                continue
+            if entry.failures and self._entries[name].serving and not entry.is_overridden:
+                self.background(self.load(user))
+            for version, loaded in entry.serving.items():
+                loaded.model.renew()
+                try:
+                    self._check(loaded.found)
+                except OperatorError as error:
+                    log.error("model no longer served", model=user, reason=str(error))
+                    rest = {v: other for v, other in entry.serving.items() if v != version}
+                    entry.was_down = False
+                    self._take_over(user, entry, rest, {**entry.failures, version: error})
 
     async def _retire(self, name: str, entry: _Entry, version: str, loaded: Loaded) -> None:
-        await loaded.close()
-        if entry.unloading.get(version) is loaded:
+        try:
+            while loaded.model.live_sequences and not self._is_closed:  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_EVERY_S)
+            await loaded.close()
+        except Exception as error:
+            log.error("model not unloaded cleanly", model=name, version=version, exc_info=error)
+        entry.unloading[version].remove(loaded)
+        if not entry.unloading[version]:
             del entry.unloading[version]
+        self._drop_if_gone(name, entry)
         log.info("model unloaded", model=name, version=version)
 
-    def _members(self, name: str) -> set[str]:
-        return {
-            step.model_name
-            for loaded in self._entries.get(name, _Entry()).serving.values()
-            for step in loaded.model.config.steps
-        }
 
-    async def _watch(self, every_s: float) -> None:
-        while True:
-            await asyncio.sleep(every_s)
-            try:
-                present = await asyncio.to_thread(self._repositories.fingerprints)
-            except OSError as error:
-                log.error("model repository cannot be read", reason=str(error))
-                continue
-            for name in changed(self._seen, present):
-                await self.load(name)
-            for name in self._seen.keys() - present.keys():
-                await self.unload(name)
-            self._seen = present
-
-    def _without_paths(self, error: OperatorError) -> str:
-        """Where a repository lies is nobody's business but the operator's."""
-        text = str(error)
-        for root in (*self._repositories.roots, Path(tempfile.gettempdir())):
-            text = text.replace(f"{root}{os.sep}", "")
-        return text
-
-
-def changed(seen: Mapping[str, Fingerprint], present: Mapping[str, Fingerprint]) -> list[str]:
-    """The models that are new or differ, in order."""
-    return [name for name in sorted(present) if present[name] != seen.get(name)]
-
-
-def _write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Raises `ModelLoadError` for a name that is not "<version>/<path>" inside `directory`."""
-    for name, content in files.items():
-        parts = name.split("/")
-        plain = all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
-        if len(parts) < 2 or not plain or "\0" in name:
-            raise ModelLoadError(
-                f"file {shown(name)} must be named <version>/<file name>, inside the model"
-            )
-        path = directory.joinpath(*parts)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+_SCRATCH = tempfile.gettempdir()

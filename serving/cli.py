@@ -128,7 +128,7 @@ REPEATED: Any = {"multiple": True, "show_default": False}
 @click.option(
     "--exit-timeout-secs",
     "exit_timeout_s",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(0, 1e6),
     default=Settings.exit_timeout_s,
     help="Seconds that requests in flight get to finish after SIGTERM.",
 )
@@ -230,8 +230,8 @@ def check(directory: Path) -> None:
 
     async def load() -> list[ModelState]:
         server = build_server(Settings(model_repositories=(directory,)))
-        await server.catalog.start()
-        index = server.index()
+        await server.control.start()
+        index = await server.index()
         await server.close()
         return index
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from serving.cache import ResponseCache
 from serving.completion import complete
-from serving.config import ModelConfig, WarmupInput
+from serving.config import ControlKind, ModelConfig, WarmupInput
 from serving.engines import load_engine
 from serving.engines.base import Engine, StreamingEngine
 from serving.errors import ModelLoadError, SlipwayError
+from serving.interface import engine_inputs, engine_outputs
 from serving.model import Model, Scheduler
 from serving.repository import ModelVersion, verify_checksums
 from serving.scheduling.batch import BatchLayout
@@ -77,10 +78,13 @@ async def load_model(
 
     try:
         scheduler = _scheduler(config, engine, ran)
-        await _warm_up(config, scheduler)
+        await _warm_up(config, engine)
     except SlipwayError as error:
         await engine.close()
         raise ModelLoadError(f"{found.directory}: {error}") from error
+    except BaseException:
+        await engine.close()
+        raise
     is_warm = True
     return Model(
         config, version, scheduler, task=task, cache=surroundings.cache, release=engine.close
@@ -92,10 +96,10 @@ def _load_parts(found: ModelVersion) -> tuple[ModelConfig, Engine, Task | None]:
     engine = load_engine(found.config, found.directory)
     where = f"{found.directory.parent}/config.pbtxt"
     config = complete(found.config, engine.inputs, engine.outputs)
-    given = [*_as_engine_sees(config, config.inputs), *_made_by_the_server(config)]
+    given = engine_inputs(config)
     _check_specs(f"{where}: input", given, engine.inputs, sent=True)
-    _check_specs(f"{where}: output", _as_engine_sees(config, config.outputs), engine.outputs)
-    known = {spec.name for spec in given} | {made.name for made in config.batch_inputs}
+    _check_specs(f"{where}: output", engine_outputs(config), engine.outputs)
+    known = {spec.name for spec in given}
     for spec in engine.inputs:
         if not spec.optional and spec.name not in known:
             raise ModelLoadError(f"{where}: input {spec.name!r} of the graph is not declared")
@@ -112,7 +116,12 @@ def _scheduler(
 ) -> Scheduler | StreamScheduler:
     instances = config.instance_count
     if config.decoupled:
-        return StreamScheduler(cast(StreamingEngine, engine), instances=instances, on_run=on_run)
+        return StreamScheduler(
+            cast(StreamingEngine, engine),
+            instances=instances,
+            on_run=on_run,
+            layout=BatchLayout(config),
+        )
     if config.sequences is not None:
         return SequenceScheduler(
             engine,
@@ -142,23 +151,43 @@ def _labels(ensemble: ModelConfig, surroundings: Surroundings) -> dict[str, tupl
     return {name: labels for name, labels in outputs.items() if labels} | dict(ensemble.labels)
 
 
-async def _warm_up(config: ModelConfig, scheduler: Scheduler | StreamScheduler) -> None:
+async def _warm_up(config: ModelConfig, engine: Engine) -> None:
+    """Run the warm-up requests, past any queue. Raises `ModelLoadError`."""
+    scheduler = _scheduler(replace(config, batching=None), engine, lambda run: None)
     for warmup in config.warmups:
+        # A sequence has one row at a time, so many rows are as many sequences.
+        requests = range(max(1, warmup.rows) if config.sequences else 1)
+        rows = 1 if config.sequences and warmup.rows else warmup.rows
+        inputs = {name: _tensor(item, rows) for name, item in warmup.inputs.items()}
         for _ in range(warmup.count + 1):
-            request = InferRequest(
-                config.name,
-                {name: _tensor(item, warmup.rows) for name, item in warmup.inputs.items()},
-                sequence=SequenceStep(1, start=True, end=True) if config.sequences else None,
-            )
             try:
-                if isinstance(scheduler, StreamScheduler):
-                    async with aclosing(scheduler.stream(request, warmup.rows or 1)) as responses:
-                        async for _outputs in responses:
-                            pass
-                else:
-                    await scheduler.infer(request, warmup.rows or 1)
+                await asyncio.gather(
+                    *(
+                        _run(scheduler, InferRequest(config.name, inputs, sequence=step), rows or 1)
+                        for step in (_warmup_step(config, number) for number in requests)
+                    )
+                )
             except SlipwayError as error:
                 raise ModelLoadError(f"warm-up {warmup.name!r} failed: {error}") from error
+
+
+async def _run(scheduler: Scheduler | StreamScheduler, request: InferRequest, rows: int) -> None:
+    if isinstance(scheduler, StreamScheduler):
+        async with aclosing(scheduler.stream(request, rows)) as responses:
+            async for _ in responses:
+                pass
+    else:
+        await scheduler.infer(request, rows)
+
+
+def _warmup_step(config: ModelConfig, number: int) -> SequenceStep | None:
+    if config.sequences is None:
+        return None
+    has_text_ids = any(
+        control.kind is ControlKind.CORRID and control.datatype == "BYTES"
+        for control in config.sequences.controls
+    )
+    return SequenceStep(str(number + 1) if has_text_ids else number + 1, start=True, end=True)
 
 
 def _tensor(item: WarmupInput, rows: int) -> Array:
@@ -186,34 +215,6 @@ def _strings(data: bytes) -> Array:
         elements.append(data[at + 4 : at + 4 + length])
         at += 4 + length
     return np.fromiter(elements, object, len(elements))
-
-
-def _as_engine_sees(config: ModelConfig, specs: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """The tensors of callers as they reach the engine: reshaped, and the ragged ones in a row."""
-    is_flat = bool(config.batch_inputs or config.batch_outputs)
-    flat = config.ragged if is_flat else frozenset[str]()
-    scattered = {output.name for output in config.batch_outputs}
-    return [
-        replace(spec, shape=(DYNAMIC,))
-        if spec.name in flat or spec.name in scattered
-        else replace(spec, shape=config.reshapes.get(spec.name, spec.shape))
-        for spec in specs
-    ]
-
-
-def _made_by_the_server(config: ModelConfig) -> list[TensorSpec]:
-    """The inputs that no caller sends, as far as their shapes are known."""
-    batch = (DYNAMIC,) if config.max_batch_size else ()
-    sequences = config.sequences
-    made = (
-        []
-        if sequences is None
-        else [
-            *(TensorSpec(c.name, c.datatype, (*batch, 1)) for c in sequences.controls),
-            *(TensorSpec(s.input_name, s.datatype, (*batch, *s.shape)) for s in sequences.states),
-        ]
-    )
-    return made
 
 
 def _check_specs(

@@ -11,6 +11,7 @@ from typing import Protocol
 from serving.cache import ResponseCache
 from serving.config import ModelConfig
 from serving.errors import InvalidRequest
+from serving.scheduling.sequence import SequenceScheduler
 from serving.scheduling.streaming import StreamScheduler
 from serving.tasks import Task
 from serving.types import DATATYPES, InferRequest, InferResponse, Tensors
@@ -67,6 +68,19 @@ class Model:
         self._cache = cache if config.cache_responses else None
         # Tells this model's cached answers from those of the same version loaded before.
         self._generation = next(_generations)
+
+    def renew(self) -> None:
+        """What was cached before holds no more: a model that this one uses has changed."""
+        self._generation = next(_generations)
+
+    def continues(self, id: int | str) -> bool:
+        """Whether a sequence of that id has begun here and not ended."""
+        return isinstance(self._scheduler, SequenceScheduler) and self._scheduler.continues(id)
+
+    @property
+    def live_sequences(self) -> int:
+        """Sequences that have begun and not ended."""
+        return self._scheduler.live if isinstance(self._scheduler, SequenceScheduler) else 0
 
     @property
     def waiting(self) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from time import monotonic
 
 import structlog
 
-from serving.catalog import Catalog, ModelState, Overrides
+from serving.catalog import Catalog, Loaded, ModelState
+from serving.control import ModelControl
 from serving.errors import (
     Cancelled,
     Expired,
@@ -23,10 +23,12 @@ from serving.errors import (
 )
 from serving.model import Model
 from serving.observability.logging import LogSettings
-from serving.observability.metrics import Metrics, ModelMetrics, Outcome
+from serving.observability.metrics import Metrics
+from serving.observability.request_log import log_request
+from serving.observability.totals import ModelMetrics, Outcome
 from serving.observability.tracing import Tracer
 from serving.shared_memory import SharedMemory
-from serving.types import InferRequest, InferResponse
+from serving.types import InferRequest, InferResponse, Stamps
 
 EXTENSIONS = (
     "classification",
@@ -67,6 +69,7 @@ class Server:
     def __init__(
         self,
         catalog: Catalog,
+        control: ModelControl,
         metrics: Metrics,
         *,
         name: str = "slipway",
@@ -76,7 +79,8 @@ class Server:
         log_settings: LogSettings,
     ):
         self.name = name
-        self.catalog = catalog
+        self.control = control
+        self._catalog = catalog
         self.metrics = metrics
         self.shared_memory = shared_memory
         self.tracer = tracer
@@ -88,7 +92,7 @@ class Server:
     @property
     def ready(self) -> bool:
         """Whether requests should be sent here."""
-        return not self.draining and not (self._strict_readiness and self.catalog.has_failures)
+        return not self.draining and not (self._strict_readiness and self._catalog.has_failures)
 
     def model_ready(self, name: str, version: str = "") -> bool:
         try:
@@ -102,44 +106,38 @@ class Server:
 
     def model(self, name: str, version: str = "") -> Model:
         """One loaded version; no version means the highest. Raises `NotFound`."""
-        return self.catalog.find(name, version)[-1].model
+        return self._catalog.find(name, version).model
 
     def versions(self, name: str) -> list[str]:
-        """The versions of a model that are served, lowest first."""
-        return [loaded.model.version for loaded in self.catalog.find(name)]
+        """The versions of a model that are served, lowest first. Raises `NotFound`."""
+        return list(self._catalog.versions(name))
 
-    def index(self, *, ready_only: bool = False) -> list[ModelState]:
+    async def index(self, *, ready_only: bool = False) -> list[ModelState]:
         """Every model of the repositories with its state, and the reason if it is not served."""
-        states = self.catalog.index()
+        states = await self.control.index()
         return [state for state in states if state.state == "READY" or not ready_only]
-
-    async def load_model(self, name: str, overrides: Overrides | None = None) -> None:
-        """Load or reload a model; what is loaded serves until the new one is ready.
-
-        Raises `Unavailable` unless the control mode is explicit, and `LoadFailed`.
-        """
-        await self.catalog.load_on_request(name, overrides)
-
-    async def unload_model(self, name: str, *, dependents: bool = False) -> None:
-        """Stop serving a model; what it has accepted is finished in the background.
-
-        Raises `Unavailable` unless the control mode is explicit.
-        """
-        await self.catalog.unload_on_request(name, dependents=dependents)
 
     def statistics(self, name: str = "", version: str = "") -> list[tuple[Model, ModelMetrics]]:
         """The running totals of one version, of a model's versions, or of every one.
 
         Raises `NotFound`.
         """
-        return [(loaded.model, loaded.metrics) for loaded in self.catalog.find(name, version)]
+        found: Iterable[Loaded]
+        if not name:
+            found = self._catalog.serving()
+        elif version:
+            found = [self._catalog.find(name, version)]
+        else:
+            found = self._catalog.versions(name).values()
+        return [(loaded.model, loaded.metrics) for loaded in found]
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer one request, and count its outcome whatever that is.
 
         Raises any of `serving.errors` but `OperatorError`; cancelling the call is safe at any time.
         """
-        with self._accepted(request) as model:
+        with self._accepted(request) as loaded:
+            model = loaded.model
             if model.config.decoupled:
                 raise Unsupported(
                     f"model {request.model_name!r} is decoupled: it may have any number of"
@@ -152,48 +150,63 @@ class Server:
 
         Raises as `infer` does; closing the iterator early cancels the request.
         """
-        with self._accepted(request) as model:
-            async with aclosing(model.stream(request, model.rows(request))) as responses:
-                async for response in responses:
-                    yield response
+        with self._accepted(request) as loaded:
+            model = loaded.model
+            if not model.config.decoupled:
+                yield await model.infer(request, model.rows(request))
+                return
+            timing = loaded.metrics.responses(request.stamps)
+            outcome = Outcome.ANSWERED
+            try:
+                async with aclosing(model.stream(request, model.rows(request))) as responses:
+                    async for response in responses:
+                        timing.came()
+                        yield response
+                        timing.asked()
+            except BaseException as error:
+                outcome = _outcome(error, request)
+                raise
+            finally:
+                timing.ended(outcome)
 
     def note_invalid(self, name: str, version: str = "") -> None:
         """Count a request for which a front found no form that could be inferred."""
         try:
-            loaded = self.catalog.find(name, version)[-1]
+            loaded = self._catalog.find(name, version)
         except NotFound:
             self.metrics.unresolved += 1
         else:
-            loaded.metrics.ended(Outcome.INVALID, InferRequest(name, {}).stamps)
+            loaded.metrics.ended(Outcome.INVALID, Stamps())
 
-    async def drain(self, grace_s: float = math.inf) -> None:
+    async def drain(self, grace_s: float) -> None:
         """Turn not ready, and wait until what is in flight now has its outcome."""
         self.draining = True
         if self._in_flight:
-            await asyncio.wait(
-                set(self._in_flight), timeout=None if grace_s == math.inf else grace_s
-            )
+            await asyncio.wait(set(self._in_flight), timeout=grace_s)
 
     def give_up(self) -> None:
         """Fail what still waits, so that its callers hear of it before the fronts close."""
-        for model in self.catalog.models():
-            model.give_up()
+        for loaded in (*self._catalog.serving(), *self._catalog.retiring()):
+            loaded.model.give_up()
 
     async def close(self) -> None:
         """Unload every model, when what runs has ended."""
         self.draining = True
-        await self.catalog.close()
+        await self.control.stop()
+        await self._catalog.close()
         await self.tracer.close()
         self.shared_memory.close()
 
     @contextmanager
-    def _accepted(self, request: InferRequest) -> Iterator[Model]:
+    def _accepted(self, request: InferRequest) -> Iterator[Loaded]:
         """Holds a model for one request, and counts the one outcome that the request has."""
         stamps = request.stamps
         stamps.received = stamps.received or monotonic()
         in_flight = asyncio.get_running_loop().create_future()
         try:
-            found = self.catalog.find(request.model_name, request.model_version)[-1]
+            found = self._catalog.find_for(
+                request.model_name, request.model_version, request.sequence
+            )
         except NotFound:
             self.metrics.unresolved += 1
             raise
@@ -201,7 +214,7 @@ class Server:
             self._in_flight.add(in_flight)
             outcome = Outcome.FAILED
             try:
-                yield loaded.model
+                yield loaded
                 outcome = Outcome.ANSWERED
             except BaseException as error:
                 outcome = _outcome(error, request)
@@ -209,10 +222,11 @@ class Server:
                     log.error("inference failed", model=request.model_name, exc_info=error)
                 raise
             finally:
-                loaded.metrics.ended(outcome, stamps)
-                self.tracer.record(request, loaded.model.version)
                 self._in_flight.discard(in_flight)
                 in_flight.set_result(None)
+                loaded.metrics.ended(outcome, stamps)
+                self.tracer.record(request, loaded.model.version)
+                log_request(request, loaded.model.version, outcome)
 
 
 def _outcome(error: BaseException, request: InferRequest) -> Outcome:

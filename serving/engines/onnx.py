@@ -73,6 +73,9 @@ class OnnxEngine:
 
     async def close(self) -> None:
         self._threads.shutdown()
+        # Whoever still holds the engine shall not hold the weights.
+        while not self._free.empty():
+            self._free.get()
 
     def _run(self, inputs: Tensors) -> Tensors:
         feed = {name: _to_onnx(name, tensor) for name, tensor in inputs.items()}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -354,3 +357,171 @@ def test_what_was_accepted_before_an_unload_is_answered(tmp_path: Path) -> None:
         await_true(lambda: index(server)["slow", "1"]["state"] == "UNAVAILABLE")
         for client in clients:
             client.close()
+
+
+def write_whole(repository: Path, name: str, member: str, extra: str = "") -> None:
+    """An ensemble of one step."""
+    write_config(
+        repository,
+        name,
+        f"""
+        platform: "ensemble"
+        max_batch_size: 8
+        input [ {{ name: "x" data_type: TYPE_FP32 dims: [4] }} ]
+        output [ {{ name: "y" data_type: TYPE_FP32 dims: [4] }} ]
+        ensemble_scheduling {{ step [ {{
+          model_name: "{member}" model_version: -1
+          input_map {{ key: "x" value: "x" }} output_map {{ key: "y" value: "y" }}
+        }} ] }}
+        {extra}
+        """,
+    )
+    (repository / name / "1").mkdir(exist_ok=True)
+
+
+def test_an_ensemble_stands_and_falls_with_its_members(tmp_path: Path) -> None:
+    write_whole(tmp_path, "whole", "adder")
+    write_adder(tmp_path)
+    with serving(tmp_path, *EXPLICIT) as server, connect(server, "http") as client:
+        client.load_model("whole")
+        assert ask(client, "whole") == (1, "1")
+        client.unload_model("adder")
+        with pytest.raises(InferenceServerException, match="'whole' has no available versions"):
+            ask(client, "whole")
+        assert "the model is not loaded" in index(server)["whole", "1"]["reason"]
+        client.load_model("adder")
+        await_true(lambda: client.is_model_ready("whole"))
+        write_adder(tmp_path, "adder", 9, dims="[5]")
+        with pytest.raises(InferenceServerException):
+            client.load_model("adder")
+        assert ask(client, "whole") == (1, "1")
+
+
+def test_an_ensemble_that_waits_for_a_member_is_loaded_when_that_comes(tmp_path: Path) -> None:
+    write_whole(tmp_path, "whole", "adder")
+    options = ("--model-control-mode", "poll", "--repository-poll-secs", "0.05")
+    with (
+        serving(tmp_path, *options, "--exit-on-error", "false") as server,
+        connect(server, "http") as client,
+    ):
+        assert not client.is_server_ready()
+        write_adder(tmp_path)
+        await_true(lambda: client.is_server_ready())
+        assert ask(client, "whole") == (1, "1")
+
+
+def test_an_ensemble_does_not_answer_with_what_a_member_said_before(tmp_path: Path) -> None:
+    write_adder(tmp_path)
+    write_whole(tmp_path, "whole", "adder", "response_cache { enable: true }")
+    with (
+        serving(tmp_path, *EXPLICIT, "--load-model", "*") as server,
+        connect(server, "http") as client,
+    ):
+        assert [ask(client, "whole")[0] for _ in range(2)] == [1, 1]
+        write_version(tmp_path, "adder", 2)
+        client.load_model("adder")
+        assert ask(client, "whole")[0] == 2
+
+
+def test_models_cannot_go_round_in_circles(tmp_path: Path) -> None:
+    write_adder(tmp_path)
+    write_whole(tmp_path, "whole", "adder")
+    with (
+        serving(tmp_path, *EXPLICIT, "--load-model", "*") as server,
+        connect(server, "http") as client,
+    ):
+        write_whole(tmp_path, "adder", "whole")
+        with pytest.raises(InferenceServerException, match="failed"):
+            client.load_model("adder")
+        assert ask(client, "whole") == (1, "1")
+
+
+def test_a_version_that_was_broken_in_place_says_so(explicit: tuple[Path, RunningServer]) -> None:
+    path, server = explicit
+    (path / "adder" / "1" / "model.onnx").write_bytes(b"no graph")
+    assert post(server, "/v2/repository/models/adder/load")[0] == 400
+    state = index(server)["adder", "1"]
+    assert state["state"] == "READY"
+    assert "cannot load" in state["reason"]
+    assert str(path) not in state["reason"]
+
+
+def test_names_that_come_and_go_leave_nothing_behind(explicit: tuple[Path, RunningServer]) -> None:
+    _, server = explicit
+    with connect(server, "http") as client:
+        for number in range(20):
+            name = f"passing-{number}"
+            config = json.dumps({"max_batch_size": 8})
+            client.load_model(name, config=config, files={"file:1/model.onnx": adder(number)})
+            assert ask(client, name)[0] == number
+            client.unload_model(name)
+            with pytest.raises(InferenceServerException):
+                client.load_model(f"nowhere-{number}")
+        long = "x" * 300
+        with pytest.raises(InferenceServerException, match="failed to poll"):
+            client.load_model(long)
+    await_true(lambda: {name for name, _ in index(server)} == {"adder", "other"})
+    _, text = call(server.metrics_port, "GET", "/metrics")
+    assert b"passing" not in text
+    assert b"nowhere" not in text
+
+
+def test_a_sequence_ends_where_it_began(tmp_path: Path) -> None:
+    sequences = "sequence_batching { max_sequence_idle_microseconds: 5000000 oldest { } }"
+    write_adder(tmp_path, extra=sequences)
+    with (
+        serving(tmp_path, *EXPLICIT, "--load-model", "*") as server,
+        connect(server, "grpc") as client,
+    ):
+
+        def step(**flags: bool) -> float:
+            tensor = tritonclient.grpc.InferInput("x", [1, 4], "FP32")
+            tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
+            result = client.infer("adder", [tensor], sequence_id=7, **flags)
+            return float(result.as_numpy("y")[0, 0])
+
+        assert step(sequence_start=True) == 1
+        write_version(tmp_path, "adder", 2)
+        client.load_model("adder")
+        assert index(server)["adder", "1"]["state"] == "UNLOADING"
+        assert step() == 1
+        assert step(sequence_end=True) == 1
+        assert step(sequence_start=True, sequence_end=True) == 2
+        await_true(lambda: index(server)["adder", "1"]["state"] == "UNAVAILABLE")
+
+
+def test_what_is_no_text_is_no_model(tmp_path: Path) -> None:
+    write_adder(tmp_path)
+    (Path(os.fsdecode(bytes(tmp_path) + b"/\xff\xfe"))).mkdir()
+    with serving(tmp_path) as server:
+        assert {name for name, _ in index(server)} == {"adder"}
+
+
+def test_links_that_go_round_in_circles(tmp_path: Path) -> None:
+    write_adder(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "adder" / "1" / name).symlink_to("..")
+    assert run_slipway("check", str(tmp_path), timeout_s=20).returncode == 0
+
+
+def test_sigterm_while_it_loads(tmp_path: Path) -> None:
+    warmup = """
+    model_warmup [{ name: "long" batch_size: 1 count: 1000
+      inputs { key: "x" value { data_type: TYPE_FP32 dims: [4] zero_data: true } } }]
+    """
+    write_fake(tmp_path, "slow", delay_ms=1000, extra=warmup)
+    with serving(tmp_path, *EXPLICIT, "--exit-timeout-secs", "2") as server:
+        asking = threading.Thread(
+            target=lambda: post(server, "/v2/repository/models/slow/load"), daemon=True
+        )
+        asking.start()
+        await_true(lambda: index(server).get(("slow", "1"), {}).get("state") == "LOADING")
+        server.process.terminate()
+        server.process.wait(8)
+
+    command = [sys.executable, "-m", "serving", "serve", "--model-repository", str(tmp_path)]
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    with subprocess.Popen([*command, *ports], stderr=subprocess.DEVNULL) as process:
+        time.sleep(3)
+        process.terminate()
+        process.wait(5)
