@@ -11,6 +11,8 @@ import stat
 from dataclasses import dataclass
 from typing import NoReturn
 
+import numpy as np
+
 from serving.errors import AlreadyExists, InvalidRequest, NotFound, TooLarge, Unsupported, shown
 
 Buffer = bytes | bytearray | memoryview
@@ -20,8 +22,8 @@ MAX_REGIONS = 512
 """Each holds a file open, and of those a process may have 1,024 by default."""
 MAX_NAME_BYTES = 255
 """Of a region's name and of its key; NAME_MAX of Linux."""
-MAX_READ_BYTES = 1 << 30
-"""Of one tensor: a sparse file of any size costs its owner nothing, and us what we read of it."""
+READ_LIMIT_BYTES = 64 << 20
+"""Of what a request reads, by default, which is what it may bring along in its body by default."""
 RESERVED_PREFIXES = ("sem.", "slipway-", "triton_python_backend_shm_region_")
 """Of keys that no client may name: semaphores, and what servers share with their own processes."""
 
@@ -45,12 +47,16 @@ class _Open:
 class SharedMemory:
     """The regions that clients registered. Belongs to one thread, the event loop's.
 
+    `limit_bytes` bounds what one request may read: a sparse file of any size costs its owner
+    nothing, and us what we read of it.
+
     Every call is done when it returns, so a region can be unregistered at any time: a request that
     has read its inputs no longer needs it, and one that comes to write finds it gone.
     """
 
-    def __init__(self, *, enabled: bool):
+    def __init__(self, *, enabled: bool, limit_bytes: int = READ_LIMIT_BYTES):
         self.enabled = enabled
+        self.limit_bytes = limit_bytes
         self._open: dict[str, _Open] = {}
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
@@ -103,36 +109,49 @@ class SharedMemory:
             return [self._find(name).region]
         return [self._open[known].region for known in sorted(self._open)]
 
-    def read(self, name: str, offset: int, byte_size: int) -> bytes:
+    def for_request(self) -> RequestMemory:
+        """The regions as one request may read them. Each request needs its own."""
+        return RequestMemory(self)
+
+    def check(self, name: str, offset: int, byte_size: int) -> None:
+        """Whether such a part can be read or written, as things are.
+
+        Raises `NotFound` for an unknown region; `InvalidRequest` for a part that is not within it.
+        """
+        self._part(name, offset, byte_size)
+
+    def read(
+        self, name: str, offset: int, byte_size: int, at_most: int | None = None
+    ) -> memoryview:
         """Bytes of a region, `offset` counted from the region's start.
 
         Raises `NotFound` for an unknown region; `InvalidRequest` for a part that is not within it,
-        or no longer within its object; `TooLarge` above `MAX_READ_BYTES`.
+        or no longer within its object; `TooLarge` above `at_most`, by default the limit.
         """
         entry = self._part(name, offset, byte_size)
-        if byte_size > MAX_READ_BYTES:
+        if byte_size > (self.limit_bytes if at_most is None else at_most):
             raise TooLarge(
                 f"{byte_size} bytes of shared memory region {name!r} are over the limit of"
-                f" {MAX_READ_BYTES} bytes for one tensor"
+                f" {self.limit_bytes} bytes for all inputs of a request"
             )
         # A cut file is found out before memory is set aside for what it no longer holds.
         _check_uncut(entry, offset + byte_size)
-        parts: list[bytes] = []
+        # numpy's memory is neither zeroed first nor copied once more at the end.
+        data = np.empty(byte_size, np.uint8).data
         at = entry.region.offset + offset
-        left = byte_size
+        rest = data
         try:
-            while left:
-                part = os.pread(entry.file, left, at)
-                if not part:
+            while rest:
+                count = os.preadv(entry.file, [rest], at)
+                if not count:
                     _refuse_cut(entry.region)
-                parts.append(part)
-                at += len(part)
-                left -= len(part)
+                at += count
+                rest = rest[count:]
         except OSError as error:
             raise InvalidRequest(
                 f"cannot read shared memory region {name!r}: {error.strerror}"
             ) from None
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return data.toreadonly()
 
     def write(self, name: str, offset: int, byte_size: int, data: Buffer) -> None:
         """Put `data` into the `byte_size` bytes that the caller set aside at `offset`.
@@ -187,6 +206,23 @@ class SharedMemory:
                 f" {entry.region.byte_size}, got {shown(offset)} + {shown(byte_size)}"
             )
         return entry
+
+
+class RequestMemory:
+    """What one request may read of shared memory: all its parts together are bounded.
+
+    The same bytes count again each time that they are read, since each reading copies them.
+    """
+
+    def __init__(self, memory: SharedMemory):
+        self._memory = memory
+        self._left = memory.limit_bytes
+
+    def read(self, name: str, offset: int, byte_size: int) -> memoryview:
+        """As `SharedMemory.read`. Raises `TooLarge` for the part that goes over the limit."""
+        data = self._memory.read(name, offset, byte_size, self._left)
+        self._left -= byte_size
+        return data
 
 
 def _check_name(name: str) -> None:

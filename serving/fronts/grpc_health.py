@@ -24,7 +24,7 @@ class Health:
 
     async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
         """The state now; NOT_FOUND for a name that is no model's."""
-        status = self._status("" if self._strict else request.service)
+        status = await self._status("" if self._strict else request.service)
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
             await abort(context, NotFound(f"unknown service {request.service[:40]!r}"))
         return HealthCheckResponse(status=status)
@@ -34,7 +34,7 @@ class Health:
         told = None
         while True:
             stopping = self._server.draining
-            status = self._status(request.service)
+            status = await self._status(request.service)
             if status != told:
                 await context.write(HealthCheckResponse(status=status))
                 told = status
@@ -42,11 +42,11 @@ class Health:
                 return
             await asyncio.sleep(POLL_S)
 
-    def _status(self, service: str) -> int:
+    async def _status(self, service: str) -> int:
         if service in self._whole_server:
             ready = self._server.ready
         else:
             ready = self._server.model_ready(service)
-            if not ready and all(model.name != service for model in self._server.index()):
+            if not ready and all(model.name != service for model in await self._server.index()):
                 return HealthCheckResponse.SERVICE_UNKNOWN
         return HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING

@@ -12,8 +12,8 @@ from typing import Any
 from serving.errors import InvalidRequest, Malformed, shown
 from serving.fronts.classification import classify
 from serving.fronts.v2_tensors import Buffer, check_size, datatype_of, from_bytes, to_bytes
-from serving.shared_memory import SharedMemory
-from serving.types import Array, InferRequest, InferResponse, Parameter, SequenceStep
+from serving.shared_memory import RequestMemory, SharedMemory
+from serving.types import Array, InferRequest, InferResponse, Parameter, SequenceStep, TensorSpec
 
 MAX_INTEGER = 2**64 - 1
 MAX_SEQUENCE_ID_BYTES = 128
@@ -152,17 +152,37 @@ def request_parameters(
     )
 
 
+def check_wishes(
+    call: InferCall, outputs: Sequence[TensorSpec], shared_memory: SharedMemory
+) -> None:
+    """Refuse, before anything is computed, what could not be answered afterwards.
+
+    Raises `NotFound` for an unknown region; `InvalidRequest` for a part that is not within its
+    region, and for an output (of those the model has) that can have no classes.
+    """
+    if not call.wishes:
+        return
+    texts = {spec.name for spec in outputs if spec.datatype == "BYTES"}
+    for name, wish in call.wishes.items():
+        if wish.region is not None:
+            shared_memory.check(wish.region.name, wish.region.offset, wish.region.byte_size)
+        elif wish.classification and name in texts:
+            raise InvalidRequest(
+                f"classification of output {name!r} needs numbers, but it is BYTES"
+            )
+
+
 def read_region(
-    shared_memory: SharedMemory, name: str, datatype: str, shape: tuple[int, ...], region: Region
+    memory: RequestMemory, name: str, datatype: str, shape: tuple[int, ...], region: Region
 ) -> Array:
     """An input that lies in shared memory, copied out of it.
 
     Raises `NotFound` for an unknown region; `InvalidRequest` for bytes that do not make the
-    declared tensor, or that are not within the region; `TooLarge`.
+    declared tensor, or that are not within the region; `TooLarge` for more than a request may read.
     """
     # Before anything is read: how much is read is otherwise the caller's word only.
     check_size(name, datatype, shape, region.byte_size)
-    raw = shared_memory.read(region.name, region.offset, region.byte_size)
+    raw = memory.read(region.name, region.offset, region.byte_size)
     return from_bytes(name, datatype, shape, raw)
 
 

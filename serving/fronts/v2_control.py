@@ -14,13 +14,13 @@ from fastapi.responses import JSONResponse
 from starlette.convertors import Convertor, register_url_convertor
 
 from serving import __version__
-from serving.catalog import Overrides
 from serving.errors import InvalidRequest, Malformed, NotFound, Unsupported, shown
 from serving.fronts.asgi import read_body
 from serving.fronts.json_body import as_list, as_object, field, optional, parse_optional
 from serving.fronts.protobuf_json import to_plain
 from serving.fronts.restricted import Restrictions
 from serving.fronts.v2_statistics import statistics
+from serving.overrides import Overrides
 from serving.server import EXTENSIONS, Server
 from serving.types import TensorSpec
 
@@ -149,7 +149,7 @@ def _repository(
         ready_only = optional("the request", parse_optional(body), "ready", False)
         return [
             {key: value for key, value in asdict(state).items() if value}
-            for state in server.index(ready_only=ready_only)
+            for state in await server.index(ready_only=ready_only)
         ]
 
     @routes.post("/v2/repository/models/{name}/load", dependencies=may_change)
@@ -157,14 +157,14 @@ def _repository(
         body = await body_of(request)
         # Of a model that comes along it takes long to read.
         overrides = await asyncio.to_thread(_overrides, body)
-        await server.load_model(request.path_params["name"], overrides)
+        await server.control.load(request.path_params["name"], overrides)
         return Response()
 
     @routes.post("/v2/repository/models/{name}/unload", dependencies=may_change)
     async def unload_model(request: Request) -> Response:
         parameters = _parameters(await body_of(request))
         dependents = optional("parameters", parameters, "unload_dependents", False)
-        await server.unload_model(request.path_params["name"], dependents=dependents)
+        await server.control.unload(request.path_params["name"], dependents=dependents)
         return Response()
 
     named = "/v2/repository/{repository}/models/{name}"

@@ -11,10 +11,10 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
 from serving import __version__
-from serving.catalog import Overrides
 from serving.errors import InvalidRequest, NotFound, Unsupported, shown
 from serving.fronts.v2_grpc_messages import check_version, render_spec
 from serving.fronts.v2_statistics import statistics
+from serving.overrides import Overrides
 from serving.server import EXTENSIONS, Server
 
 
@@ -65,7 +65,7 @@ class Control:
     async def RepositoryIndex(self, request: Any) -> Any:
         _refuse_repository(request)
         response = service_pb2.RepositoryIndexResponse()
-        for model in self._server.index(ready_only=request.ready):
+        for model in await self._server.index(ready_only=request.ready):
             response.models.add(
                 name=model.name, version=model.version, state=model.state, reason=model.reason
             )
@@ -73,7 +73,7 @@ class Control:
 
     async def RepositoryModelLoad(self, request: Any) -> Any:
         _refuse_repository(request)
-        await self._server.load_model(request.model_name, _overrides(request.parameters))
+        await self._server.control.load(request.model_name, _overrides(request.parameters))
         return service_pb2.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(self, request: Any) -> Any:
@@ -83,7 +83,7 @@ class Control:
             if key != "unload_dependents":
                 raise InvalidRequest(f"unrecognized unload parameter {shown(key)}")
             dependents = _value(key, parameter, "bool_param")
-        await self._server.unload_model(request.model_name, dependents=dependents)
+        await self._server.control.unload(request.model_name, dependents=dependents)
         return service_pb2.RepositoryModelUnloadResponse()
 
     async def SystemSharedMemoryStatus(self, request: Any) -> Any:

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from serving.errors import RequestError, Unavailable
 from serving.fronts.grpc_status import Context, abort, describe, is_too_late, metadata
-from serving.fronts.v2_call import InferCall, place
+from serving.fronts.v2_call import InferCall, check_wishes, place
 from serving.fronts.v2_grpc_messages import check_version, parse_infer, render_infer
 from serving.model import Model
 from serving.server import Server
@@ -55,6 +55,7 @@ class Inference:
             check_version(message.model_version)
             model = self._server.model(message.model_name, message.model_version)
             call = parse_infer(message, self._server.shared_memory)
+            check_wishes(call, model.config.outputs, self._server.shared_memory)
         except RequestError:
             self._server.note_invalid(message.model_name, message.model_version)
             raise

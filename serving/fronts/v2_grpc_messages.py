@@ -114,6 +114,7 @@ def _inputs(message: Any, shared_memory: SharedMemory) -> Tensors:
                 f"raw_input_contents has {len(raw)} entries for {needed} inputs that need one"
             )
     rest = iter(raw)
+    memory = shared_memory.for_request()
     inputs: Tensors = {}
     for item in message.inputs:
         name = item.name
@@ -130,7 +131,7 @@ def _inputs(message: Any, shared_memory: SharedMemory) -> Tensors:
                 f"contents field must not be specified when using shared memory for input {name!r}"
             )
         if region is not None:
-            inputs[name] = read_region(shared_memory, name, datatype, shape, region)
+            inputs[name] = read_region(memory, name, datatype, shape, region)
         elif not raw:
             inputs[name] = _typed(item, datatype, shape)
         else:

@@ -24,6 +24,7 @@ from serving.fronts.restricted import Restrictions
 from serving.fronts.v2_call import (
     InferCall,
     OutputWish,
+    check_wishes,
     output_wish,
     place,
     read_region,
@@ -150,7 +151,7 @@ def parse_infer(
     if "parameters" in document:
         parameters = as_object("parameters", document["parameters"])
         call.binary_by_default, _ = request_parameters(request, parameters)
-    _check_wishes(call, model, shared_memory)
+    check_wishes(call, model.config.outputs, shared_memory)
     return call
 
 
@@ -230,21 +231,9 @@ def _wishes(document: Mapping[str, Any]) -> dict[str, OutputWish]:
     return wishes
 
 
-def _check_wishes(call: InferCall, model: Model, shared_memory: SharedMemory) -> None:
-    """Refuse, before anything is computed, what could not be answered afterwards."""
-    for name, wish in call.wishes.items():
-        if wish.region is not None:
-            shared_memory.status(wish.region.name)
-        elif wish.classification and any(
-            spec.name == name and spec.datatype == "BYTES" for spec in model.config.outputs
-        ):
-            raise InvalidRequest(
-                f"classification of output {name!r} needs numbers, but it is BYTES"
-            )
-
-
 def _inputs(document: Mapping[str, Any], raw: memoryview, shared_memory: SharedMemory) -> Tensors:
     inputs: Tensors = {}
+    memory = shared_memory.for_request()
     for index, item in enumerate(as_list("inputs", required("the request", document, "inputs"))):
         where = f"inputs[{index}]"
         name = field(where, as_object(where, item), "name", str)
@@ -260,7 +249,7 @@ def _inputs(document: Mapping[str, Any], raw: memoryview, shared_memory: SharedM
         if ("data" in item) + is_binary + (region is not None) != 1:
             _refuse_sources(name, "data" in item, is_binary, region is not None)
         if region is not None:
-            inputs[name] = read_region(shared_memory, name, datatype, shape, region)
+            inputs[name] = read_region(memory, name, datatype, shape, region)
         elif is_binary:
             size = field(where, parameters, "binary_data_size", int)
             if size < 0:
