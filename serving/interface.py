@@ -18,10 +18,7 @@ def engine_inputs(config: ModelConfig) -> list[TensorSpec]:
         *(_as_engine_sees(config, spec, flat=spec.name in flat) for spec in config.inputs),
         *(TensorSpec(made.name, made.datatype, (*batch, 1)) for made in controls),
         *(TensorSpec(kept.input_name, kept.datatype, (*batch, *kept.shape)) for kept in states),
-        *(
-            TensorSpec(told.name, told.datatype, _told(config, told))
-            for told in config.batch_inputs
-        ),
+        *(_told(config, told) for told in config.batch_inputs),
     ]
 
 

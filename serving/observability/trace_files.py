@@ -23,6 +23,8 @@ class TraceArray:
 
     def __init__(self, path: str):
         self.path = path
+        self.is_awaited = False
+        """Something is written, or will be."""
         self._is_begun = False
 
     def extend(self, traces: Sequence[bytes]) -> None:
@@ -52,13 +54,15 @@ class BackgroundWriter:
     def extend(self, array: TraceArray, traces: Sequence[bytes]) -> None:
         if len(self._work) < _MAX_PIECES:
             self._is_late = False
+            array.is_awaited = True
             self._add(array, partial(array.extend, traces))
         elif not self._is_late:
             self._is_late = True
             log.warning("traces are lost: they come faster than they are written", file=array.path)
 
     def end(self, array: TraceArray) -> None:
-        self._add(array, array.end)
+        if array.is_awaited:
+            self._add(array, array.end)
 
     async def flush(self) -> None:
         """Returns when everything so far is written."""

@@ -157,7 +157,7 @@ def of_type(message: Any, datatype: str) -> Any:
 REFUSED = {
     "the same input twice": (request("x", "x"), "input 'x' already exists in request"),
     "the same output twice": (with_output(request(), "y", "y"), "output 'y' already exists"),
-    "both forms": (with_contents(request()), "when using raw_input_contents for input 'x'"),
+    "both forms": (with_contents(request()), "when using raw_input_contents for 'x'"),
     "contents and a region": (
         with_contents(in_region(request(raw=False))),
         "when using shared memory for input 'x'",

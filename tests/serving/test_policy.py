@@ -219,4 +219,4 @@ def test_far_deadlines_of_the_answered_do_not_pile_up() -> None:
     for _ in range(1000):
         add(batches, 0.0, 1, deadline=1e9)
         batches.decide(0.0, instance_is_free=True)
-    assert len(batches._deadlines) < 100
+    assert len(batches._deadlines._heap) < 100

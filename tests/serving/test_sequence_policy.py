@@ -40,8 +40,10 @@ def add(
     shape_key: str = "",
 ) -> Step:
     """Sends a request; `marks` may have "S" for START and "E" for END."""
-    step = Step(id=id, start="S" in marks, end="E" in marks, shape_key=shape_key)
-    sequences.add(step, now, deadline=deadline)
+    step = Step(
+        id=id, start="S" in marks, end="E" in marks, shape_key=shape_key, expires_at=deadline
+    )
+    sequences.add(step, now)
     return step
 
 
@@ -326,7 +328,7 @@ def test_deadlines_of_requests_answered_long_before_do_not_pile_up() -> None:
     for _ in range(1000):
         add(sequences, 1, deadline=1e9)
         run(sequences)
-    assert len(sequences._deadlines) < 100
+    assert len(sequences._deadlines._heap) < 100
 
 
 def test_clearing_forgets_all_that_does_not_run() -> None:

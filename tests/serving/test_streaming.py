@@ -29,6 +29,7 @@ from serving.config import (
 )
 from serving.engines.fake import FakeEngine, load
 from serving.errors import Expired, InferenceFailed, InvalidRequest, Unavailable
+from serving.scheduling.batch import BatchLayout
 from serving.scheduling.streaming import StreamScheduler
 from serving.types import NUMPY_TYPES, Array, InferRequest, Parameter, Run, Tensors, TensorSpec
 
@@ -55,10 +56,17 @@ def engine(config: ModelConfig = REPEAT, **parameters: str) -> FakeEngine:
 
 
 def scheduler(
-    engine: FakeEngine, *, instances: int = 1, runs: list[Run] | None = None
+    engine: FakeEngine,
+    *,
+    instances: int = 1,
+    runs: list[Run] | None = None,
+    config: ModelConfig = REPEAT,
 ) -> StreamScheduler:
     return StreamScheduler(
-        engine, instances=instances, on_run=(lambda run: None) if runs is None else runs.append
+        engine,
+        instances=instances,
+        on_run=(lambda run: None) if runs is None else runs.append,
+        layout=BatchLayout(config),
     )
 
 
@@ -186,7 +194,7 @@ async def test_a_stream_is_stamped_and_told_of() -> None:
     sent = request(3, 4)
     assert await read(streams, sent) == [3, 4]
     stamps = sent.stamps
-    assert 0 < stamps.queued <= stamps.batched == stamps.started
+    assert 0 < stamps.queued <= stamps.batched <= stamps.started
     assert stamps.answered == stamps.computed >= stamps.started + 0.019
     assert runs == [Run(1, stamps.batched, stamps.started, stamps.computed, stamps.answered)]
     await streams.stop()

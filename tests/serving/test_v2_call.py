@@ -291,7 +291,7 @@ def test_tensors_without_elements_pass_through_shared_memory(
     region = Region("a", byte_size=0, offset=64)
     (there,) = placed({"x": OutputWish(region=region)}, regions, x=tensor)
     assert (there.datatype, there.shape, there.region) == (datatype, (0, 3), region)
-    assert read_region(regions, "x", datatype, (0, 3), region).shape == (0, 3)
+    assert read_region(regions.for_request(), "x", datatype, (0, 3), region).shape == (0, 3)
 
 
 @needs_shared_memory
@@ -305,7 +305,7 @@ def test_tensors_of_every_datatype_pass_through_shared_memory(
         tensor = np.array([[0, 1, 1]], np.int8).astype(NUMPY_TYPES[datatype])
     size = len(to_bytes(tensor))
     placed({"x": OutputWish(region=Region("a", 40, 5))}, regions, x=tensor)
-    back = read_region(regions, "x", datatype, (1, 3), Region("a", size, 5))
+    back = read_region(regions.for_request(), "x", datatype, (1, 3), Region("a", size, 5))
     assert back.dtype == tensor.dtype
     assert back.tolist() == tensor.tolist()
 
@@ -326,4 +326,4 @@ def test_inputs_that_do_not_fit(
     regions: SharedMemory, datatype: str, region: Region, kind: type[SlipwayError], problem: str
 ) -> None:
     with pytest.raises(kind, match=problem):
-        read_region(regions, "x", datatype, (2,), region)
+        read_region(regions.for_request(), "x", datatype, (2,), region)
