@@ -75,10 +75,10 @@ class SharedMemory:
                 f"cannot register shared memory region {name!r}: there are {MAX_REGIONS} already,"
                 " the most that this server keeps"
             )
-        if offset < 0 or byte_size < 0:
+        if offset < 0 or byte_size < 1:
             raise InvalidRequest(
-                f"offset and byte_size of shared memory region {name!r} must be 0 or more,"
-                f" got {shown(offset)} and {shown(byte_size)}"
+                f"offset and byte_size of shared memory region {name!r} must be 0 or more"
+                f" and 1 or more, got {shown(offset)} and {shown(byte_size)}"
             )
         file = _open_object(name, key)
         try:

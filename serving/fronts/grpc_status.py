@@ -33,6 +33,9 @@ MAX_MESSAGE_CHARACTERS = 2000
 """Of an error. It travels in a header, and a caller's own long names may be in it."""
 _CLOCKS_AGREE_WITHIN_S = 0.01
 
+UNREADABLE = object()
+"""Stands for bytes that are no message of the method they were sent to."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 

@@ -108,10 +108,11 @@ def _metadata(routes: APIRouter, server: Server, restrictions: Restrictions) -> 
     @routes.get("/v2/models/{name}", dependencies=may)
     @routes.get("/v2/models/{name}" + VERSION, dependencies=may)
     async def model_metadata(request: Request) -> dict[str, Any]:
-        config = server.model(*target(request)).config
+        name, version = target(request)
+        config = server.model(name, version).config
         return {
             "name": config.name,
-            "versions": server.versions(config.name),
+            "versions": [version] if version else server.versions(config.name),
             "platform": config.platform or config.backend,
             "inputs": [_spec(spec) for spec in config.inputs],
             "outputs": [_spec(spec) for spec in config.outputs],

@@ -11,14 +11,15 @@ from functools import partial
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2
 
-from serving.errors import Restricted
+from serving.errors import InvalidRequest, Restricted
 from serving.fronts.grpc_health import Health
-from serving.fronts.grpc_status import GRPC_STATUS, Context, abort, metadata
+from serving.fronts.grpc_status import GRPC_STATUS, UNREADABLE, Context, abort, metadata
 from serving.fronts.restricted import Restrictions
 from serving.fronts.v2_grpc_control import Control
 from serving.fronts.v2_grpc_infer import Inference
@@ -118,11 +119,30 @@ def _handler(method: Any, behavior: Behavior) -> Any:
         (False, True): grpc.unary_stream_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }
+    kind = GetMessageClass(method.input_type)
+
+    def parse(data: bytes) -> Any:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return UNREADABLE
+
     return kinds[method.client_streaming, method.server_streaming](
-        behavior,
-        request_deserializer=GetMessageClass(method.input_type).FromString,
+        behavior if method.client_streaming else _readable(behavior),
+        request_deserializer=parse,
         response_serializer=GetMessageClass(method.output_type).SerializeToString,
     )
+
+
+def _readable(behavior: Behavior) -> Behavior:
+    """Refuses what is no message: gRPC itself would tell callers of our exceptions."""
+
+    async def readable(request: Any, context: Context) -> Any:
+        if request is UNREADABLE:
+            await abort(context, InvalidRequest("the request is not a message of this method"))
+        return await behavior(request, context)
+
+    return readable
 
 
 def _answering(answer: Callable[[Any], Awaitable[Any]]) -> Behavior:

@@ -46,7 +46,7 @@ class Control:
         config = self._server.model(request.name, request.version).config
         return service_pb2.ModelMetadataResponse(
             name=config.name,
-            versions=self._server.versions(config.name),
+            versions=[request.version] if request.version else self._server.versions(config.name),
             platform=config.platform or config.backend,
             inputs=[render_spec(spec) for spec in config.inputs],
             outputs=[render_spec(spec) for spec in config.outputs],
@@ -137,7 +137,14 @@ class Control:
     async def LogSettings(self, request: Any) -> Any:
         settings = self._server.log_settings
         if request.settings:
-            settings.update({key: _log_value(key, item) for key, item in request.settings.items()})
+            known = settings.get()
+            settings.update(
+                {
+                    key: _log_value(key, item)
+                    for key, item in request.settings.items()
+                    if key in known
+                }
+            )
         response = service_pb2.LogSettingsResponse()
         for key, value in settings.get().items():
             setattr(response.settings[key], _LOG_FIELDS[type(value)], value)

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from serving.errors import RequestError, Unavailable
-from serving.fronts.grpc_status import Context, abort, describe, is_too_late, metadata
+from serving.errors import InvalidRequest, RequestError, Unavailable
+from serving.fronts.grpc_status import UNREADABLE, Context, abort, describe, is_too_late, metadata
 from serving.fronts.v2_call import InferCall, check_wishes, place
 from serving.fronts.v2_grpc_messages import check_version, parse_infer, render_infer
 from serving.model import Model
@@ -101,6 +101,8 @@ class _Stream:
             watch = tasks.create_task(self._stop_with_the_server())
             before: asyncio.Task[None] | None = None
             async for message in messages:
+                if message is UNREADABLE:
+                    raise InvalidRequest("what was sent is not a message of this method")
                 await self._slots.acquire()
                 self._in_flight += 1
                 # Tasks start in the order in which they were made, and nothing is awaited before
@@ -132,7 +134,13 @@ class _Stream:
                 raise
             _, problem = describe(error)
             await _ended(before)
-            await self._send(self._final(message, problem))
+            if isinstance(error, RequestError):
+                # As Triton, which names a model only once it has taken the request.
+                answer = service_pb2.ModelStreamInferResponse(error_message=problem)
+                answer.infer_response.id = message.id
+                await self._send(answer)
+            else:
+                await self._send(self._final(message, problem))
         finally:
             self._in_flight -= 1
             self._slots.release()

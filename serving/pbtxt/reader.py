@@ -210,6 +210,11 @@ def _fill_defaults(message: Any, config: ModelConfig) -> None:
             _fill_preferred(batching.oldest, message.max_batch_size)
     if config.steps:
         return
+    for memory in (
+        message.optimization.input_pinned_memory,
+        message.optimization.output_pinned_memory,
+    ):
+        memory.enable = True
     if not message.instance_group:
         message.instance_group.add(name=config.name)
     for index, (item, group) in enumerate(
