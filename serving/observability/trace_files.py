@@ -34,7 +34,6 @@ class TraceArray:
             file.write(b",\n".join(traces))
 
     def end(self) -> None:
-        """A file without traces stays as it was."""
         if self._is_begun:
             with open(self.path, "ab") as file:
                 file.write(b"]\n")
@@ -50,6 +49,8 @@ class BackgroundWriter:
         self._work: deque[tuple[str, Callable[[], None]]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._is_late = False
+        # What has a piece that is written or will be.
+        self._begun: set[TraceArray] = set()
 
     def extend(self, array: TraceArray, traces: Sequence[bytes]) -> None:
         if len(self._work) < _MAX_PIECES:

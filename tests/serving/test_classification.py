@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import timeit
 from typing import Any
 
 import numpy as np
@@ -120,3 +121,31 @@ def test_each_class_is_an_element_and_none_is_greater(tensor: Array, k: int, bat
         numbers = [value for value in chosen if not math.isnan(value)]
         assert numbers == sorted(numbers, reverse=True)
         assert chosen[: len(numbers)] == numbers
+
+
+@pytest.mark.parametrize("datatype", NUMERIC)
+@pytest.mark.parametrize("k", [1, 5, 100, 128, 129, 600])
+def test_long_rows_have_the_same_classes_as_if_all_were_sorted(
+    datatype: str, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(k)
+    rows = [
+        random.normal(size=600) * 50,
+        random.integers(0, 3, 600),
+        np.where(np.arange(600) % 2, -0.0, 0.0),
+        np.where(random.random(600) < 0.5, math.nan, random.normal(size=600)),
+        np.where(random.random(600) < 0.99, math.nan, random.normal(size=600)),
+        np.full(600, -math.inf),
+    ]
+    with np.errstate(invalid="ignore"):
+        tensor = np.stack(rows).astype(NUMPY_TYPES[datatype])
+    chosen = classify("y", tensor, k, (), True)
+    monkeypatch.setattr(classification, "_LONG_ROW", 10**9)
+    assert chosen.tolist() == classify("y", tensor, k, (), True).tolist()
+
+
+def test_few_classes_of_a_very_long_row_are_found_without_sorting_it() -> None:
+    tensor = np.random.default_rng(0).normal(size=classification.MAX_ELEMENTS).astype(np.float32)
+    sorting = min(timeit.repeat(lambda: np.argsort(tensor, kind="stable"), number=1, repeat=3))
+    took = min(timeit.repeat(lambda: classify("y", tensor, 5, (), False), number=1, repeat=3))
+    assert took < sorting / 3

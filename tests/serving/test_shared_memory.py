@@ -239,7 +239,17 @@ def test_a_request_stays_within_its_region(
         regions.read("a", offset, size)
     with pytest.raises(InvalidRequest, match=expected):
         regions.write("a", offset, size, b"")
+    with pytest.raises(InvalidRequest, match=expected):
+        regions.check("a", offset, size)
     assert content(key) == bytes(range(100))
+
+
+def test_a_part_can_be_checked_before_it_is_needed(regions: SharedMemory, key: str) -> None:
+    regions.register("a", key, 5, 10)
+    regions.check("a", 0, 10)
+    regions.check("a", 10, 0)
+    with pytest.raises(NotFound, match="'b'"):
+        regions.check("b", 0, 1)
 
 
 def test_an_output_must_fit_its_place(regions: SharedMemory, key: str) -> None:
@@ -268,6 +278,26 @@ def test_a_huge_sparse_object_is_not_read(regions: SharedMemory, key: str) -> No
     with pytest.raises(TooLarge, match="over the limit of"):
         regions.read("a", 0, 2**40)
     assert bytes(regions.read("a", 2**40 - 1, 1)) == b"\0"
+
+
+def test_a_request_reads_no_more_than_it_may_bring_along(key: str) -> None:
+    regions = SharedMemory(enabled=True, limit_bytes=50)
+    regions.register("a", key, 0, 100)
+    assert len(regions.read("a", 0, 50)) == 50
+    with pytest.raises(TooLarge, match="51 bytes .* 'a' are over the limit of 50 bytes"):
+        regions.read("a", 0, 51)
+
+    memory = regions.for_request()
+    assert memory.read("a", 0, 30) == bytes(range(30))
+    with pytest.raises(InvalidRequest, match="Invalid offset"):
+        memory.read("a", 90, 11)
+    with pytest.raises(TooLarge, match="21 bytes"):
+        memory.read("a", 0, 21)
+    assert len(memory.read("a", 30, 20)) == 20
+    with pytest.raises(TooLarge, match="1 bytes"):
+        memory.read("a", 0, 1)
+    assert len(regions.for_request().read("a", 0, 50)) == 50
+    regions.close()
 
 
 def test_an_unlinked_object_lives_until_it_is_unregistered(regions: SharedMemory, key: str) -> None:

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import InvalidRequest, Malformed, NotFound, SlipwayError
+from serving.errors import InvalidRequest, Malformed, NotFound, SlipwayError, TooLarge
 from serving.fronts.v2_call import (
     InferCall,
     OutputWish,
     Region,
+    check_wishes,
     output_wish,
     place,
     read_region,
@@ -24,7 +25,7 @@ from serving.fronts.v2_call import (
 )
 from serving.fronts.v2_tensors import to_bytes
 from serving.shared_memory import DIRECTORY, SharedMemory
-from serving.types import NUMPY_TYPES, InferRequest, InferResponse, SequenceStep
+from serving.types import NUMPY_TYPES, InferRequest, InferResponse, SequenceStep, TensorSpec
 
 needs_shared_memory = pytest.mark.skipif(
     not Path(DIRECTORY).is_dir(), reason="this machine has no /dev/shm"
@@ -327,3 +328,43 @@ def test_inputs_that_do_not_fit(
 ) -> None:
     with pytest.raises(kind, match=problem):
         read_region(regions.for_request(), "x", datatype, (2,), region)
+
+
+@needs_shared_memory
+def test_the_inputs_of_a_request_are_bounded_together(regions: SharedMemory) -> None:
+    regions.limit_bytes = 24
+    memory = regions.for_request()
+    for _ in range(3):
+        assert read_region(memory, "x", "FP32", (2,), Region("a", 8, 0)).tolist() == [0, 0]
+    with pytest.raises(TooLarge, match="limit of 24 bytes"):
+        read_region(memory, "x", "FP32", (2,), Region("a", 8, 0))
+
+
+@needs_shared_memory
+@pytest.mark.parametrize(
+    ("wish", "kind", "problem"),
+    [
+        (OutputWish(region=Region("b", 8, 0)), NotFound, "'b'"),
+        (OutputWish(region=Region("a", 8, 57)), InvalidRequest, r"Invalid offset \+ byte size"),
+        (OutputWish(region=Region("a", 2**64 - 1, 2**64 - 1)), InvalidRequest, "Invalid offset"),
+        (OutputWish(classification=1), InvalidRequest, "'t' needs numbers, but it is BYTES"),
+    ],
+)
+def test_wishes_that_cannot_come_true_are_refused_beforehand(
+    regions: SharedMemory, wish: OutputWish, kind: type[SlipwayError], problem: str
+) -> None:
+    call = InferCall(InferRequest("m", {}), {"t": wish})
+    with pytest.raises(kind, match=problem):
+        check_wishes(call, [TensorSpec("t", "BYTES", (1,))], regions)
+
+
+@needs_shared_memory
+def test_wishes_that_can_come_true(regions: SharedMemory) -> None:
+    wishes = {
+        "x": OutputWish(classification=1),
+        "t": OutputWish(region=Region("a", 64, 0)),
+        "unknown": OutputWish(classification=1),
+    }
+    specs = [TensorSpec("x", "FP32", (1,)), TensorSpec("t", "BYTES", (1,))]
+    check_wishes(InferCall(InferRequest("m", {}), wishes), specs, regions)
+    check_wishes(InferCall(InferRequest("m", {})), specs, regions)
