@@ -284,7 +284,7 @@ def test_a_request_reads_no_more_than_it_may_bring_along(key: str) -> None:
     regions = SharedMemory(enabled=True, limit_bytes=50)
     regions.register("a", key, 0, 100)
     assert len(regions.read("a", 0, 50)) == 50
-    with pytest.raises(TooLarge, match="51 bytes .* 'a' are over the limit of 50 bytes"):
+    with pytest.raises(TooLarge, match=r"51 bytes .* 'a' are over the limit of 50 bytes"):
         regions.read("a", 0, 51)
 
     memory = regions.for_request()
