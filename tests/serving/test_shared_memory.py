@@ -138,8 +138,9 @@ def test_a_name_is_taken_once(regions: SharedMemory, key: str) -> None:
         (0, 101, "beyond its object of 100 bytes"),
         (100, 1, "beyond its object of 100 bytes"),
         (2**64, 2**64, "beyond its object of 100 bytes"),
-        (-1, 1, "must be 0 or more, got -1 and 1"),
-        (1, -1, "must be 0 or more, got 1 and -1"),
+        (0, 0, "must be 0 or more and 1 or more, got 0 and 0"),
+        (-1, 1, "must be 0 or more and 1 or more, got -1 and 1"),
+        (1, -1, "must be 0 or more and 1 or more, got 1 and -1"),
     ],
 )
 def test_a_region_lies_within_its_object(
@@ -173,20 +174,20 @@ def test_a_region_lies_within_its_object(
 )
 def test_hostile_keys_are_refused(regions: SharedMemory, hostile: str) -> None:
     with pytest.raises(InvalidRequest, match="must be a POSIX name") as refusal:
-        regions.register("a", hostile, 0, 0)
+        regions.register("a", hostile, 0, 1)
     assert len(str(refusal.value)) < 300
 
 
 @pytest.mark.parametrize("reserved", ["/sem.x", "slipway-x"])
 def test_reserved_keys_are_refused(regions: SharedMemory, reserved: str) -> None:
     with pytest.raises(InvalidRequest, match="is reserved"):
-        regions.register("a", reserved, 0, 0)
+        regions.register("a", reserved, 0, 1)
 
 
 @pytest.mark.parametrize("name", ["", "n" * 256])
 def test_hostile_names_are_refused(regions: SharedMemory, key: str, name: str) -> None:
     with pytest.raises(InvalidRequest, match="must have 1 to 255 bytes"):
-        regions.register(name, key, 0, 0)
+        regions.register(name, key, 0, 1)
 
 
 def test_what_is_no_shared_memory_object(regions: SharedMemory, key: str, tmp_path: Path) -> None:
@@ -197,21 +198,21 @@ def test_what_is_no_shared_memory_object(regions: SharedMemory, key: str, tmp_pa
 
     path.unlink()
     with pytest.raises(InvalidRequest, match=r"Unable to open .* 'a': .* No such file"):
-        regions.register("a", key, 0, 0)
+        regions.register("a", key, 0, 1)
 
     path.symlink_to(secret)
     with pytest.raises(InvalidRequest, match="Unable to open"):
-        regions.register("a", key, 0, 0)
+        regions.register("a", key, 0, 1)
 
     path.unlink()
     path.mkdir()
     with pytest.raises(InvalidRequest, match="Unable to open"):
-        regions.register("a", key, 0, 0)
+        regions.register("a", key, 0, 1)
 
     path.rmdir()
     os.mkfifo(path)
     with pytest.raises(InvalidRequest, match="is no shared memory object"):
-        regions.register("a", key, 0, 0)
+        regions.register("a", key, 0, 1)
     assert open_files() == before
 
 
