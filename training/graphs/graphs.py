@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.export import Dim
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, MarianMTModel
 
 from training.graphs.attention import NAME, KeysAndValues, attention_of
+from training.graphs.checkpoint import Model
 from training.graphs.modules import LanguageModelDecoder, MarianDecoder, MarianEncoder
 from training.graphs.names import DECODER_FILE, ENCODER_FILE
 from training.graphs.trace import trace
@@ -18,11 +20,11 @@ from training.graphs.trace import trace
 _BATCH, _TOKENS, _SOURCE, _CAPACITY = 2, 3, 5, 7
 
 
-def to_onnx(model: MarianMTModel | GPT2LMHeadModel | LlamaForCausalLM) -> dict[str, ModelProto]:
-    """The graphs by file name."""
+def to_onnx(model: Model, never: Sequence[int] = ()) -> dict[str, ModelProto]:
+    """The graphs by file name; the logits of the tokens in `never` are minus infinity."""
     if isinstance(model, MarianMTModel):
-        return {ENCODER_FILE: _marian_encoder(model), DECODER_FILE: _marian_decoder(model)}
-    return {DECODER_FILE: _language_model(model)}
+        return {ENCODER_FILE: _marian_encoder(model), DECODER_FILE: _marian_decoder(model, never)}
+    return {DECODER_FILE: _language_model(model, never)}
 
 
 def _marian_encoder(model: MarianMTModel) -> ModelProto:
@@ -42,7 +44,7 @@ def _marian_encoder(model: MarianMTModel) -> ModelProto:
         )
 
 
-def _marian_decoder(model: MarianMTModel) -> ModelProto:
+def _marian_decoder(model: MarianMTModel, never: Sequence[int]) -> ModelProto:
     config = model.config
     layers = config.decoder_layers
     attention = model.model.decoder.layers[0].self_attn
@@ -55,7 +57,7 @@ def _marian_decoder(model: MarianMTModel) -> ModelProto:
     }
     with attention_of(config, NAME):
         return trace(
-            MarianDecoder(model),
+            MarianDecoder(model, never),
             inputs,
             [*_TOKENS_OF_ROWS, "source_lengths", *_names("past", layers), *_names("cross", layers)],
             ["logits", *_names("present", layers), *_names("present_cross", layers)],
@@ -70,7 +72,7 @@ def _marian_decoder(model: MarianMTModel) -> ModelProto:
         )
 
 
-def _language_model(model: GPT2LMHeadModel | LlamaForCausalLM) -> ModelProto:
+def _language_model(model: GPT2LMHeadModel | LlamaForCausalLM, never: Sequence[int]) -> ModelProto:
     config = model.config
     layers = config.num_hidden_layers
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
@@ -78,7 +80,7 @@ def _language_model(model: GPT2LMHeadModel | LlamaForCausalLM) -> ModelProto:
     batch, tokens, capacity = Dim("batch"), Dim("tokens"), Dim("capacity")
     with attention_of(config, NAME):
         return trace(
-            LanguageModelDecoder(model),
+            LanguageModelDecoder(model, never),
             {**_tokens(_TOKENS), "past": _caches(layers, heads, _CAPACITY, head_dim)},
             [*_TOKENS_OF_ROWS, *_names("past", layers)],
             ["logits", *_names("present", layers)],

@@ -17,10 +17,10 @@ from training.graphs.attention import Attended, KeysAndValues, NewTokens
 class LanguageModelDecoder(nn.Module):
     """Some tokens of each row: a step of one, or a whole prompt padded at its end."""
 
-    def __init__(self, model: GPT2LMHeadModel | LlamaForCausalLM):
+    def __init__(self, model: GPT2LMHeadModel | LlamaForCausalLM, never: Sequence[int]):
         super().__init__()
         self.decoder = model.base_model
-        self.head = model.lm_head
+        self.head = _Head(model, never)
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, lengths: Tensor, past: Sequence[KeysAndValues]
@@ -60,11 +60,10 @@ class MarianEncoder(nn.Module):
 class MarianDecoder(nn.Module):
     """One token of each row."""
 
-    def __init__(self, model: MarianMTModel):
+    def __init__(self, model: MarianMTModel, never: Sequence[int]):
         super().__init__()
         self.decoder = model.model.decoder
-        self.head = model.lm_head
-        self.bias = model.final_logits_bias
+        self.head = _Head(model, never)
 
     def forward(
         self,
@@ -85,7 +84,25 @@ class MarianDecoder(nn.Module):
             use_cache=True,
             attended=attended,
         ).last_hidden_state
-        return self.head(hidden[:, 0]) + self.bias, attended.present, attended.present_cross
+        return self.head(hidden[:, 0]), attended.present, attended.present_cross
+
+
+class _Head(nn.Module):
+    """Logits of hidden states; those of the tokens in `never` are minus infinity."""
+
+    def __init__(
+        self, model: MarianMTModel | GPT2LMHeadModel | LlamaForCausalLM, never: Sequence[int]
+    ):
+        super().__init__()
+        self.head = model.lm_head
+        self.bias = getattr(model, "final_logits_bias", None)
+        if never:
+            bias = torch.zeros(1, model.lm_head.out_features) if self.bias is None else self.bias
+            self.bias = bias.clone().index_fill(1, torch.tensor(never), -torch.inf)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.head(hidden)
+        return logits if self.bias is None else logits + self.bias
 
 
 class _MarianCache(EncoderDecoderCache):
