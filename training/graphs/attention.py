@@ -118,10 +118,15 @@ def _group_query_attention(
     query: Tensor, key: Tensor, value: Tensor, past: KeysAndValues, lengths: Tensor, scale: float
 ) -> Sequence[Tensor]:
     """[batch, token, head × head dimension], and the cache."""
+    total = lengths.max()
+    tokens = query.shape[2]
+    if tokens != 1:
+        # A prompt may be padded to more than the longest of the batch.
+        total = total.maximum(torch.full((), tokens, dtype=torch.int32))
     inputs = [tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value)]
     return torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
-        [*inputs, *past, lengths - 1, lengths.max()],
+        [*inputs, *past, lengths - 1, total],
         attrs={"num_heads": query.shape[1], "kv_num_heads": key.shape[1], "scale": scale},
         dtypes=(torch.float32,) * 3,
         shapes=(inputs[0].shape, past[0].shape, past[1].shape),

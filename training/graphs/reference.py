@@ -17,6 +17,10 @@ from training.graphs.names import DECODER_FILE, ENCODER_FILE
 
 LOGITS = "logits"
 
+_LANES = 16
+"""A product with one column more than these is rounded otherwise than any wider or narrower one,
+and a prompt of that many tokens would depend in its last bits on whether it was padded."""
+
 _STALE = 1e4
 """Far from any key or value; a host's buffers hold whatever earlier rows left."""
 
@@ -81,6 +85,8 @@ class ReferenceHost:
         More than one token for any row is a prompt, and then no row may have tokens before.
         """
         width = max(map(len, tokens))
+        if width > 1 and width % _LANES == 1:
+            width += 1
         assert width == 1 or not any(row.length for row in rows), "a prompt comes first"
         past = np.array([row.length for row in rows])
         input_ids = np.zeros((len(rows), width), np.int64)
