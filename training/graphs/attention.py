@@ -21,8 +21,21 @@ from transformers.cache_utils import Cache
 NAME = "slipway_cached"
 """Under which `transformers` finds `attend`. It has no masks: the operator needs none."""
 
+_MULTIPLE = 8
+"""Of which the operator wants the dimensions of a head."""
+
 KeysAndValues = tuple[Tensor, Tensor]
-"""Two of [batch, key-value head, position, head dimension]."""
+"""Two of [batch, key-value head, position, dimension], the dimensions padded by `pad_heads`."""
+
+
+def padded_head(head_dim: int) -> int:
+    return -(-head_dim // _MULTIPLE) * _MULTIPLE
+
+
+def pad_heads(states: Tensor) -> Tensor:
+    """Zeros in keys and queries change no product, and in values none that is read."""
+    head_dim = states.shape[-1]
+    return nn.functional.pad(states, (0, padded_head(head_dim) - head_dim))
 
 
 @dataclass
@@ -41,7 +54,12 @@ class Attended:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
         attended, *present = _group_query_attention(
-            query, key, value, self.past[layer], self.lengths, scale
+            pad_heads(query),
+            pad_heads(key),
+            pad_heads(value),
+            self.past[layer],
+            self.lengths,
+            scale,
         )
         self.present.append((present[0], present[1]))
         return attended
@@ -56,7 +74,7 @@ class Attended:
             -1, key.shape[1], 1, key.shape[3]
         )
         attended, *present = _group_query_attention(
-            query,
+            pad_heads(query),
             key.gather(2, last),
             value.gather(2, last),
             (key, value),
@@ -97,7 +115,8 @@ def attend(
         output = attended.to_itself(layer, query, key, value, scaling)
     else:
         output = attended.to_source(query, key, value, scaling)
-    return output.view(*output.shape[:2], -1, query.shape[3]), None
+    head_dim = query.shape[3]
+    return output.view(*output.shape[:2], -1, padded_head(head_dim))[..., :head_dim], None
 
 
 AttentionInterface.register(NAME, attend)

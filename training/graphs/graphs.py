@@ -10,7 +10,7 @@ from onnx import ModelProto
 from torch.export import Dim
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, MarianMTModel
 
-from training.graphs.attention import NAME, KeysAndValues, attention_of
+from training.graphs.attention import NAME, KeysAndValues, attention_of, padded_head
 from training.graphs.checkpoint import Model
 from training.graphs.modules import LanguageModelDecoder, MarianDecoder, MarianEncoder
 from training.graphs.names import DECODER_FILE, ENCODER_FILE
@@ -25,6 +25,21 @@ def to_onnx(model: Model, never: Sequence[int] = ()) -> dict[str, ModelProto]:
     if isinstance(model, MarianMTModel):
         return {ENCODER_FILE: _marian_encoder(model), DECODER_FILE: _marian_decoder(model, never)}
     return {DECODER_FILE: _language_model(model, never)}
+
+
+def cache_shape(model: Model) -> tuple[int, int, int]:
+    """Layers that have a cache, key-value heads of each, and dimensions of each head."""
+    config = model.config
+    if isinstance(model, MarianMTModel):
+        heads = config.decoder_attention_heads
+        return config.decoder_layers, heads, padded_head(config.d_model // heads)
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", config.hidden_size // heads)
+    return (
+        config.num_hidden_layers,
+        getattr(config, "num_key_value_heads", heads),
+        padded_head(head_dim),
+    )
 
 
 def _marian_encoder(model: MarianMTModel) -> ModelProto:
@@ -46,14 +61,13 @@ def _marian_encoder(model: MarianMTModel) -> ModelProto:
 
 def _marian_decoder(model: MarianMTModel, never: Sequence[int]) -> ModelProto:
     config = model.config
-    layers = config.decoder_layers
-    attention = model.model.decoder.layers[0].self_attn
+    layers, heads, head_dim = cache_shape(model)
     batch, capacity, source = Dim("batch"), Dim("capacity"), Dim("source")
     inputs = {
         **_tokens(1),
         "source_lengths": torch.full((_BATCH,), _SOURCE, dtype=torch.int32),
-        "past": _caches(layers, attention.num_heads, _CAPACITY, attention.head_dim),
-        "cross": _caches(layers, attention.num_heads, _SOURCE, attention.head_dim),
+        "past": _caches(layers, heads, _CAPACITY, head_dim),
+        "cross": _caches(layers, heads, _SOURCE, head_dim),
     }
     with attention_of(config, NAME):
         return trace(
@@ -74,9 +88,7 @@ def _marian_decoder(model: MarianMTModel, never: Sequence[int]) -> ModelProto:
 
 def _language_model(model: GPT2LMHeadModel | LlamaForCausalLM, never: Sequence[int]) -> ModelProto:
     config = model.config
-    layers = config.num_hidden_layers
-    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    layers, heads, head_dim = cache_shape(model)
     batch, tokens, capacity = Dim("batch"), Dim("tokens"), Dim("capacity")
     with attention_of(config, NAME):
         return trace(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, MarianMTModel
 from transformers.cache_utils import EncoderDecoderCache
 
-from training.graphs.attention import Attended, KeysAndValues, NewTokens
+from training.graphs.attention import Attended, KeysAndValues, NewTokens, pad_heads
 
 
 class LanguageModelDecoder(nn.Module):
@@ -52,9 +52,14 @@ class MarianEncoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> list[KeysAndValues]:
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         shape = (*hidden.shape[:2], -1, self.head_dim)
-        keys = [project(hidden).view(shape).transpose(1, 2) for project in self.keys]
-        values = [project(hidden).view(shape).transpose(1, 2) for project in self.values]
-        return list(zip(keys, values, strict=True))
+
+        def heads(project: nn.Module) -> Tensor:
+            return pad_heads(project(hidden).view(shape).transpose(1, 2))
+
+        return [
+            (heads(keys), heads(values))
+            for keys, values in zip(self.keys, self.values, strict=True)
+        ]
 
 
 class MarianDecoder(nn.Module):
