@@ -1,4 +1,4 @@
-"""What a run writes of itself: the state it continues from, and the model it ends with.
+"""The state that a run continues from.
 
 Tensors are safetensors, everything else is JSON. Each state is a directory that appears by one
 rename, so a process killed at any moment leaves the last whole state behind.
@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from training import durable
-from training.models.image_classifier import ImageClassifier, ImageClassifierConfig
 from training.runs import RunDirectory
 
 Weights = dict[str, Tensor]
@@ -35,15 +34,21 @@ _HISTORY_FILE = "history.json"
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One line of metrics.csv. Losses are means per picture, in nats; accuracies are fractions."""
+    """One line of metrics.csv: the loss and whatever else the task measures."""
 
     epoch: int
     learning_rate: float
-    train_loss: float
-    """Of random views, with label smoothing; the validation loss has neither."""
-    train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
+    train: dict[str, float]
+    """As trained on: with augmentation and label smoothing, which validation goes without."""
+    validation: dict[str, float]
+
+    def row(self) -> dict[str, float]:
+        return {
+            "epoch": self.epoch,
+            "learning_rate": self.learning_rate,
+            **{f"train_{name}": value for name, value in self.train.items()},
+            **{f"validation_{name}": value for name, value in self.validation.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -57,22 +62,22 @@ class State:
     history: tuple[EpochRecord, ...]
     model: Weights
     chosen: Weights
-    """Of the epoch that `chosen_epoch` names."""
+    """Of the epoch that the workload chooses."""
     optimizer: Weights
 
 
-def chosen_epoch(history: Sequence[EpochRecord], pictures: int) -> EpochRecord:
-    """The last epoch that validation, on so many pictures, cannot tell from the best one.
+def last_of_the_best(history: Sequence[EpochRecord], examples: int) -> EpochRecord:
+    """The last epoch that validation accuracy, on so many examples, cannot tell from the best one.
 
     That is, whose accuracy is within two of its standard errors of the highest. The first epoch
     to reach the top did so by luck more often than not, at a learning rate that still shakes the
     weights: in cross-validation without the held-out part, its model made twice as many mistakes
     as the last one's. An epoch that is truly worse, because the network overfits, is not chosen.
     """
-    best = max(record.validation_accuracy for record in history)
+    best = max(record.validation["accuracy"] for record in history)
     for record in reversed(history):
-        accuracy = record.validation_accuracy
-        if accuracy + 2.0 * math.sqrt(accuracy * (1.0 - accuracy) / pictures) >= best:
+        accuracy = record.validation["accuracy"]
+        if accuracy + 2.0 * math.sqrt(accuracy * (1.0 - accuracy) / examples) >= best:
             return record
     raise AssertionError("the best epoch is as good as itself. This is a bug.")
 
@@ -111,23 +116,11 @@ def load_state(run: RunDirectory) -> State | None:
 def save_metrics(run: RunDirectory, history: Sequence[EpochRecord]) -> None:
     """Write metrics.csv anew; a run killed after its last state still gets every line."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(EpochRecord))
-    writer.writerows(astuple(record) for record in history)
+    rows = [record.row() for record in history]
+    writer = csv.DictWriter(text, rows[0].keys() if rows else (), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     durable.write(run.metrics, text.getvalue())
-
-
-def save_model(directory: Path, config: ImageClassifierConfig, weights: Weights) -> None:
-    directory.mkdir(exist_ok=True)
-    config.save(directory / CONFIG_FILE)
-    durable.write(directory / WEIGHTS_FILE, safetensors.torch.save(weights))
-
-
-def load_model(directory: Path) -> ImageClassifier:
-    """Build the network of a checkpoint, in evaluation mode."""
-    model = ImageClassifier(ImageClassifierConfig.load(directory / CONFIG_FILE))
-    model.load_state_dict(safetensors.torch.load_file(directory / WEIGHTS_FILE))
-    return model.eval()
 
 
 def copy_weights(weights: Weights) -> Weights:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from training.data import LabelledImages
-    from training.data.split import Split
-    from training.recipe import Recipe
+    from training.parity import ParityReport
     from training.runs import RunDirectory
-    from training.verify import ParityReport
+    from training.tasks import Task
+    from training.workload import Workload
 
 # torch, scikit-learn and matplotlib take seconds to import, so each command imports what it needs
 # when it runs, and --help answers at once.
@@ -22,8 +21,8 @@ RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path))
 DATA = click.option(
     "--data",
     type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where the run's pictures are now, if they moved.",
+    metavar="PATH",
+    help="Where the run's own data are now, if they moved.",
 )
 
 
@@ -39,8 +38,8 @@ DATA = click.option(
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Your own pictures: a folder with one folder per class.",
+    metavar="PATH",
+    help="Your own data, in the form that the recipe takes.",
 )
 @click.option(
     "--devices",
@@ -80,39 +79,27 @@ def train(
     from training.recipe import override
     from training.recipes import find_recipe
 
-    chosen = override(find_recipe(recipe)(tiny=tiny, own_pictures=data is not None), settings)
+    chosen = override(find_recipe(recipe)(tiny=tiny, own_data=data is not None), settings)
     click.echo(chosen.text() + "\n")
 
-    from training.checkpoint import load_model
-    from training.data import hash_images, open_images, split_images
-    from training.report import report
     from training.runs import Origin, RunDirectory
+    from training.tasks import find_task
     from training.trainer import fit
 
     run = RunDirectory(run_dir or Path("runs", recipe))
-    images = open_images(chosen.data, data)
-    split = split_images(images)
+    workload = find_task(chosen.task).open(chosen, data)
     origin = Origin(
         command=_train_command(recipe, run.path, tiny, data, devices, settings),
         directory=str(data.resolve()) if data else None,
-        data_hash=hash_images(images),
-        split_hash=split.hash,
+        data_hash=workload.data_hash,
+        split_hash=workload.split.hash,
     )
     run.begin(chosen, origin, resume=resume)
-    state = fit(chosen, images, split, run, devices)
-    run.labels.write_text("".join(f"{label}\n" for label in images.labels), encoding="utf-8")
-    chosen.data.preprocessing.save(run.path)
-    result = report(load_model(run.checkpoint), images, split, state)
-    result.save(run.report)
+    state = fit(workload, run, devices)
+    report = workload.report(run, state.history)
+    report.save(run.report)
 
-    click.echo(f"\nepoch {result.epoch}: validation accuracy {result.validation_accuracy:.4f}")
-    click.echo(
-        f"held-out accuracy {result.held_out.accuracy:.4f}, {result.held_out.pictures} pictures"
-    )
-    if result.baseline is not None:
-        click.echo(
-            f"held-out accuracy {result.baseline.held_out_accuracy:.4f}, {result.baseline.setting}"
-        )
+    click.echo("\n" + "\n".join(report.summary()))
     click.echo(f"made {run.path}: recipe, metrics, curves, checkpoint, report")
     click.echo(f"next: slipway export {run.path}")
 
@@ -130,11 +117,11 @@ def export(run_dir: Path, data: Path | None) -> None:
     Example:
       slipway export runs/digits
     """
-    from training.export import export as export_run
     from training.runs import RunDirectory
 
     run = RunDirectory(run_dir)
-    parity = export_run(run, *_reopen(run, data))
+    task, workload = _reopen(run, data)
+    parity = task.export(run, workload)
     _tell(parity)
     click.echo(f"made {run.export(parity.precision)}")
     click.echo(f"next: slipway publish {run.path} --model-repository model_repo")
@@ -153,11 +140,11 @@ def quantize(run_dir: Path, data: Path | None) -> None:
     Example:
       slipway quantize runs/digits
     """
-    from training.quantize import quantize as quantize_run
     from training.runs import RunDirectory
 
     run = RunDirectory(run_dir)
-    parity = quantize_run(run, *_reopen(run, data))
+    task, workload = _reopen(run, data)
+    parity = task.quantize(run, workload)
     _tell(parity)
     click.echo(f"made {run.export(parity.precision)}")
     click.echo(f"next: slipway publish {run.path} --model-repository model_repo --precision int8")
@@ -193,20 +180,21 @@ def publish(run_dir: Path, model_repository: Path, name: str | None, precision: 
     click.echo(f"next: slipway serve --model-repository {model_repository}")
 
 
-def _reopen(run: RunDirectory, data: Path | None) -> tuple[Recipe, LabelledImages, Split]:
-    """The recipe and the pictures of a finished run."""
-    from training.data import hash_images, open_images, split_images
+def _reopen(run: RunDirectory, data: Path | None) -> tuple[Task, Workload]:
+    """A finished run's task, and its recipe with the data that it was trained on."""
     from training.errors import RunError
+    from training.tasks import find_task
 
     recipe, origin = run.load()
+    task = find_task(recipe.task)
     directory = data or (Path(origin.directory) if origin.directory else None)
-    images = open_images(recipe.data, directory)
-    if hash_images(images) != origin.data_hash:
+    workload = task.open(recipe, directory)
+    if workload.data_hash != origin.data_hash:
         raise RunError(
-            f"the pictures{f' in {directory}' if directory else ''} are not those that {run.path}"
+            f"the data{f' in {directory}' if directory else ''} are not those that {run.path}"
             " was trained on; restore them, or say where they are with --data"
         )
-    return recipe, images, split_images(images)
+    return task, workload
 
 
 def _tell(parity: ParityReport) -> None:

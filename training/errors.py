@@ -3,7 +3,7 @@
 OperatorError (serving.errors)
 └── TrainingError
     ├── RecipeError       a setting that does not exist, or a value it does not take
-    ├── DataError         the pictures: the message names the folder or the file
+    ├── DataError         the examples: the message names the folder or the file
     ├── RunError          the run directory: not there, not empty, or made by another recipe
     ├── CheckpointError   a checkpoint that cannot be exported; the message names why
     ├── ParityError       the exported graph is not the model; the message names the failing check

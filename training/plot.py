@@ -1,4 +1,4 @@
-"""The picture of a run: loss and accuracy over the epochs."""
+"""The picture of a run: the loss and the task's own measures over the epochs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,23 @@ def plot_history(path: Path, history: Sequence[EpochRecord]) -> None:
     """Write a PNG of 800×320 pixels."""
     figure = Figure(figsize=(8, 3.2), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    losses, errors = figure.subplots(1, 2)
     epochs = [record.epoch for record in history]
-    losses.plot(epochs, [record.train_loss for record in history], label="training, augmented")
-    losses.plot(epochs, [record.validation_loss for record in history], label="validation")
-    losses.set(title="loss", xlabel="epoch", ylabel="nats per picture", yscale="log")
-    losses.legend()
-    errors.plot(epochs, [record.train_accuracy for record in history], label="training, augmented")
-    errors.plot(epochs, [record.validation_accuracy for record in history], label="validation")
-    errors.set(title="accuracy", xlabel="epoch", ylim=(None, 1.005))
-    errors.legend(loc="lower right")
-    for axes in (losses, errors):
+    measures = tuple(history[-1].validation)
+    for axes, measure in zip(
+        figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True
+    ):
+        for label, values in (
+            ("training", [record.train.get(measure) for record in history]),
+            ("validation", [record.validation.get(measure) for record in history]),
+        ):
+            if None not in values:
+                axes.plot(epochs, values, label=label)
+        axes.set(title=measure.replace("_", " "), xlabel="epoch")
+        if measure == "loss":
+            axes.set(ylabel="nats", yscale="log")
+        else:
+            axes.set(ylim=(None, 1.005))
+        axes.legend()
         axes.grid(alpha=0.3)
     png = io.BytesIO()
     # Without the program's name the same history makes the same bytes.

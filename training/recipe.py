@@ -1,7 +1,8 @@
 """A recipe: everything that decides what a training run makes, in one frozen object.
 
-A recipe function (see `training/recipes/`) returns a complete one; `--set key=value` replaces
-single settings; the result is printed, and saved with the run.
+Each task adds its settings in a subclass (`training/tasks/<task>/recipe.py`). A recipe function
+(see `training/recipes/`) returns a complete recipe; `--set key=value` replaces single settings; the
+result is printed, and saved with the run.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     ConfigDict,
@@ -21,7 +22,6 @@ from pydantic import (
     model_validator,
 )
 
-from serving.tasks.image_classification import ImagePreprocessing
 from training.errors import RecipeError
 from training.record import Record
 
@@ -36,53 +36,12 @@ class Settings(Record):
     model_config = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
-class Data(Settings):
-    """Where the pictures come from, and how each is prepared for the model."""
-
-    source: Literal["digits", "folder"]
-    """scikit-learn's handwritten digits, or the user's own folder with one folder per class."""
-    height: Annotated[int, Field(ge=4, le=256)]
-    width: Annotated[int, Field(ge=4, le=256)]
-    mode: Literal["L", "RGB"]
-    resample: Literal["box", "bilinear", "bicubic", "lanczos"]
-    background: Literal["any", "dark"]
-
-    @property
-    def preprocessing(self) -> ImagePreprocessing:
-        return ImagePreprocessing(**self.model_dump(exclude={"source"}))
-
-
-class Model(Settings):
-    """The network's size; the data decide the rest."""
-
-    widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    """Feature maps of each stage; between two stages the picture's sides are halved."""
-    dropout: BelowOne
-
-
-class Augmentation(Settings):
-    """How far a random view may be from its picture."""
-
-    shift: Fraction
-    """Of the picture's side."""
-    rotation_degrees: Annotated[float, Field(ge=0.0, le=180.0)]
-    smallest: Annotated[float, Field(gt=0.0, le=1.0)]
-    largest: Annotated[float, Field(ge=1.0)]
-    """The view's scale lies between these; uniform in the logarithm."""
-    contrast: Fraction
-    """The brightness is multiplied by 1 ± this."""
-    noise: Fraction
-    """Standard deviation of the noise, where 1 is from black to white."""
-    outside: Literal["black", "edge"]
-    """What a view shows beyond the picture: black, or the picture's edge repeated."""
-
-
 class Optimizer(Settings):
     name: Literal["adamw", "sgd"]
     learning_rate: PositiveFloat
     """At its highest, after the warm-up."""
     weight_decay: NonNegativeFloat
-    """On convolution and linear weights; biases and normalisation go without."""
+    """On matrices and filters; biases and normalisation go without."""
     momentum: BelowOne = 0.0
     """Of sgd."""
     clip_norm: PositiveFloat
@@ -104,42 +63,19 @@ class Schedule(Settings):
     """Of the highest learning rate, at the last step."""
 
 
-class Acceptance(Settings):
-    """What a model must show before it may be exported and published."""
-
-    accuracy: Fraction
-    """On the held-out part."""
-    parity: PositiveFloat
-    """Largest difference between a served logit and torch's."""
-    int8_loss: Fraction
-    """Held-out accuracy that quantisation may cost."""
-
-
 class Recipe(Settings):
+    """What the loop needs; each task adds its own settings in a subclass."""
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     """Also the model's name in a repository, unless `publish --name` gives another."""
-    task: Literal["image_classification"] = "image_classification"
+    task: str
+    """Which kind of model; see `training/tasks/`."""
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     epochs: PositiveInt
     batch_size: PositiveInt
-    """Pictures in one step, over all devices together."""
-    data: Data
-    model: Model
-    augmentation: Augmentation
+    """Examples in one step, over all devices together."""
     optimizer: Optimizer
     schedule: Schedule
-    acceptance: Acceptance
-
-    @model_validator(mode="after")
-    def _every_stage_has_pixels(self) -> Recipe:
-        stages = len(self.model.widths)
-        side = min(self.data.height, self.data.width)
-        if side >> (stages - 1) < 1:
-            raise ValueError(
-                f"model.widths has {stages} stages, each half the size of the one before, "
-                f"and a picture of {side} pixels has room for {side.bit_length()}"
-            )
-        return self
 
     @model_validator(mode="after")
     def _warms_up_before_it_ends(self) -> Recipe:
@@ -161,7 +97,10 @@ class Recipe(Settings):
         return "\n".join(f"{key:<{column}}  {_show(value)}" for key, value in settings.items())
 
 
-def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+
+def override(recipe: AnyRecipe, assignments: Sequence[str]) -> AnyRecipe:
     """The recipe with settings replaced, each given as "dotted.key=value".
 
     Raises `RecipeError` with one sentence that names the key, what was expected and what came.
@@ -179,7 +118,7 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
             branch = branch[group]
         branch[leaf] = _parse(value.strip())
     try:
-        return Recipe.model_validate(tree)
+        return type(recipe).model_validate(tree)
     except ValidationError as error:
         raise RecipeError(_sentence(error)) from None
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.tasks.image_classification import LABELS_FILE
 from training import durable
 from training.errors import RunError
 from training.recipe import Recipe, first_difference
 from training.record import Record
+from training.tasks import load_recipe
 
 FLOAT32 = "float32"
 INT8 = "int8"
 
 GRAPH_FILE = "model.onnx"
 PARITY_FILE = "parity.json"
+CURVES_FILE = "curves.png"
 
 
 class Origin(Record):
@@ -24,7 +25,7 @@ class Origin(Record):
     command: str
     """With paths relative to where it was given, fit to be shown to anybody."""
     directory: str | None
-    """The user's folder of pictures, absolute; stays in the run directory."""
+    """The user's own data, absolute; stays in the run directory."""
     data_hash: str
     split_hash: str
 
@@ -57,11 +58,7 @@ class RunDirectory:
 
     @property
     def curves(self) -> Path:
-        return self.path / "curves.png"
-
-    @property
-    def labels(self) -> Path:
-        return self.path / LABELS_FILE
+        return self.path / CURVES_FILE
 
     @property
     def report(self) -> Path:
@@ -97,10 +94,10 @@ class RunDirectory:
         if not self.report.exists():
             state = "has not finished training" if self.recipe.exists() else "holds no training run"
             raise RunError(f"{self.path} {state}: run slipway train --run-dir {self.path} first")
-        return Recipe.load(self.recipe), Origin.load(self.origin)
+        return load_recipe(self.recipe), Origin.load(self.origin)
 
     def _check_same(self, recipe: Recipe, origin: Origin) -> None:
-        difference = first_difference(Recipe.load(self.recipe), recipe)
+        difference = first_difference(load_recipe(self.recipe), recipe)
         if difference is not None:
             key, before, now = difference
             raise RunError(
@@ -109,7 +106,7 @@ class RunDirectory:
             )
         if Origin.load(self.origin).data_hash != origin.data_hash:
             raise RunError(
-                f"the pictures are not those that {self.path} was trained on;"
+                f"the data are not those that {self.path} was trained on;"
                 " restore them, or choose another directory with --run-dir"
             )
 

@@ -15,62 +15,44 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
-from torch.nn import functional
 from tqdm import tqdm
 
-from training.augmentation import augment
 from training.checkpoint import (
     EpochRecord,
     State,
-    chosen_epoch,
     copy_weights,
     flatten_optimizer,
     load_state,
     restore_optimizer,
     save_metrics,
-    save_model,
     save_state,
 )
-from training.data import LabelledImages
-from training.data.split import Indices, Split
 from training.errors import TrainingError
-from training.evaluate import compute_logits
-from training.models.image_classifier import ImageClassifier, ImageClassifierConfig
 from training.plot import plot_history
-from training.recipe import Model, Optimizer, Recipe
+from training.recipe import Optimizer, Recipe
 from training.runs import RunDirectory
-
-STATISTICS_FROM = 2048
-"""Pictures from which the mean and deviation of pixels are taken."""
+from training.workload import Totals, Workload
 
 # Streams of random numbers that must not repeat one another.
 _ORDER, _VIEWS, _DROPOUT = range(3)
 
 
-def fit(
-    recipe: Recipe,
-    images: LabelledImages,
-    split: Split,
-    run: RunDirectory,
-    devices: int,
-) -> State:
+def fit(workload: Workload, run: RunDirectory, devices: int) -> State:
     """Train to the recipe's last epoch, from the run's last saved state if there is one.
 
     Raises `TrainingError` when the loss is no longer a number.
     """
-    if recipe.batch_size % devices:
+    batch_size = workload.recipe.batch_size
+    if batch_size % devices:
         raise TrainingError(
-            f"batch_size {recipe.batch_size} cannot be shared equally by {devices} devices;"
+            f"batch_size {batch_size} cannot be shared equally by {devices} devices;"
             f" set it to a multiple of {devices} with --set batch_size=..."
         )
     try:
         fabric = Fabric(devices=devices, strategy="ddp_spawn" if devices > 1 else "auto")
-        config = configure(recipe.model, images, split)
-        fabric.launch(
-            partial(_fit, recipe=recipe, config=config, images=images, split=split, run=run)
-        )
+        fabric.launch(partial(_fit, workload=workload, run=run))
     except MisconfigurationException as error:
         raise TrainingError(f"--devices {devices}: {error}") from error
     except ProcessRaisedException as error:
@@ -80,18 +62,12 @@ def fit(
     return state
 
 
-def _fit(
-    fabric: Fabric,
-    recipe: Recipe,
-    config: ImageClassifierConfig,
-    images: LabelledImages,
-    split: Split,
-    run: RunDirectory,
-) -> None:
+def _fit(fabric: Fabric, workload: Workload, run: RunDirectory) -> None:
     """What each process does. Only the first writes."""
+    recipe = workload.recipe
     _compute_deterministically()
     torch.manual_seed(recipe.seed)
-    model = ImageClassifier(config)
+    model = workload.build()
     optimizer = _optimizer(model, recipe.optimizer)
     state = load_state(run)
     if state is not None:
@@ -102,37 +78,28 @@ def _fit(
 
     history = list(state.history) if state is not None else []
     chosen = state.chosen if state is not None else {}
-    steps = max(1, len(split.train) // recipe.batch_size)
     progress = tqdm(
-        total=recipe.epochs * steps,
-        initial=len(history) * steps,
+        total=recipe.epochs * workload.steps,
+        initial=len(history) * workload.steps,
         unit="step",
         disable=not fabric.is_global_zero,
     )
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         progress.set_description(f"epoch {epoch}/{recipe.epochs}")
-        order = np.random.default_rng((recipe.seed, epoch, _ORDER)).permutation(split.train)
+        batches = workload.batches(np.random.default_rng((recipe.seed, epoch, _ORDER)))
         torch.manual_seed(_seed(recipe, epoch, _DROPOUT, fabric.global_rank))
         views = torch.Generator(fabric.device)
         views.manual_seed(_seed(recipe, epoch, _VIEWS, fabric.global_rank))
-        totals = torch.zeros(3, device=fabric.device)
+        totals: Totals = {}
         rate = 0.0
 
         network.train()
-        for step in range(steps):
-            # The last, incomplete batch is left out; another epoch's order puts others there.
-            batch = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            mine = batch[fabric.global_rank :: fabric.world_size]
-            pictures = torch.from_numpy(images.read(mine)).to(fabric.device)
-            targets = torch.from_numpy(images.targets[mine]).to(fabric.device)
-
-            rate = learning_rate(recipe, epoch - 1 + step / steps)
+        for step, batch in enumerate(batches):
+            rate = learning_rate(recipe, epoch - 1 + step / len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            logits = network(augment(pictures, recipe.augmentation, views))
-            loss = functional.cross_entropy(
-                logits, targets, label_smoothing=recipe.optimizer.label_smoothing
-            )
+            mine = batch[fabric.global_rank :: fabric.world_size]
+            loss, measured = workload.loss(network, mine, views)
             stepper.zero_grad()
             fabric.backward(loss)
             fabric.clip_gradients(
@@ -140,50 +107,34 @@ def _fit(
             )
             stepper.step()
 
-            totals += _totals(loss.detach() * len(mine), logits, targets)
+            _add(totals, measured)
             progress.update()
 
-        train_loss, train_accuracy = _means(fabric, totals)
+        trained = _means(fabric, totals)
         _average_running_statistics(fabric, model)
         network.eval()
-        shard = split.validation[fabric.global_rank :: fabric.world_size]
-        validation_loss, validation_accuracy = _means(fabric, _score(model, images, shard))
-        if not math.isfinite(train_loss + validation_loss):
+        shard = workload.split.validation[fabric.global_rank :: fabric.world_size]
+        with torch.no_grad():
+            validated = _means(fabric, workload.score(model, shard, fabric.device))
+        if not math.isfinite(trained["loss"] + validated["loss"]):
             raise TrainingError(
                 f"the loss is not a number in epoch {epoch}; lower optimizer.learning_rate"
             )
-        record = EpochRecord(
-            epoch, rate, train_loss, train_accuracy, validation_loss, validation_accuracy
-        )
+        record = EpochRecord(epoch, rate, trained, validated)
         history.append(record)
         weights = copy_weights(model.state_dict())
-        if chosen_epoch(history, len(split.validation)) is record:
+        if workload.choose(history) is record:
             chosen = weights
-        progress.set_postfix(loss=f"{train_loss:.3f}", validation=f"{validation_accuracy:.4f}")
+        scores = {name: f"{value:.4f}" for name, value in validated.items() if name != "loss"}
+        progress.set_postfix({"loss": f"{trained['loss']:.3f}", **scores})
         if fabric.is_global_zero:
             save_state(run, State(tuple(history), weights, chosen, flatten_optimizer(optimizer)))
             save_metrics(run, history)
     progress.close()
     if fabric.is_global_zero:
         save_metrics(run, history)
-        save_model(run.checkpoint, config, chosen)
+        workload.save(run, chosen)
         plot_history(run.curves, history)
-
-
-def configure(settings: Model, images: LabelledImages, split: Split) -> ImageClassifierConfig:
-    """The network that fits these data; mean and deviation are those of the training part."""
-    every = math.ceil(len(split.train) / STATISTICS_FROM)
-    pixels = images.read(split.train[::every]) / 255.0
-    return ImageClassifierConfig(
-        channels=pixels.shape[1],
-        height=pixels.shape[2],
-        width=pixels.shape[3],
-        classes=len(images.labels),
-        mean=tuple(pixels.mean(axis=(0, 2, 3)).tolist()),
-        # Pictures of one flat colour deviate by nothing, and nothing must not be divided by.
-        std=tuple(np.maximum(pixels.std(axis=(0, 2, 3)), 1 / 255).tolist()),
-        **settings.model_dump(),
-    )
 
 
 def learning_rate(recipe: Recipe, epoch: float) -> float:
@@ -210,10 +161,11 @@ def _seed(recipe: Recipe, epoch: int, stream: int, rank: int) -> int:
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _optimizer(model: ImageClassifier, settings: Optimizer) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Decay pulls weights towards zero; for a bias or a scale, zero is nothing special.
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    free = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    decayed = [parameter for parameter in trained if parameter.ndim > 1]
+    free = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": free, "weight_decay": 0.0},
@@ -223,34 +175,27 @@ def _optimizer(model: ImageClassifier, settings: Optimizer) -> torch.optim.Optim
     return torch.optim.AdamW(groups, lr=settings.learning_rate)
 
 
-def _score(model: ImageClassifier, images: LabelledImages, indices: Indices) -> Tensor:
-    if not len(indices):
-        return torch.zeros(3, device=model.scale.device)
-    logits = compute_logits(model, images, indices)
-    targets = torch.from_numpy(images.targets[indices]).to(logits.device)
-    loss = functional.cross_entropy(logits, targets, reduction="sum")
-    return _totals(loss, logits, targets)
+def _add(totals: Totals, measured: Totals) -> None:
+    for name, value in measured.items():
+        totals[name] = totals[name] + value if name in totals else value
 
 
-def _totals(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """The summed loss, the right answers and the pictures."""
-    right = (logits.argmax(dim=1) == targets).sum()
-    return torch.stack([loss, right.float(), torch.full_like(loss, len(targets))])
-
-
-def _average_running_statistics(fabric: Fabric, model: ImageClassifier) -> None:
+def _average_running_statistics(fabric: Fabric, model: nn.Module) -> None:
     """Each process normalised its own part of the batches; the model is evaluated with the mean."""
     for buffer in model.buffers():
         if buffer.is_floating_point():
             fabric.all_reduce(buffer, reduce_op="mean")
 
 
-def _means(fabric: Fabric, totals: Tensor) -> tuple[float, float]:
-    """Loss and accuracy over the pictures of all processes."""
-    everywhere = fabric.all_reduce(totals, reduce_op="sum")
-    assert isinstance(everywhere, Tensor)
-    loss, right, pictures = everywhere.tolist()
-    return loss / pictures, right / pictures
+def _means(fabric: Fabric, totals: Totals) -> dict[str, float]:
+    """Each measure over the examples of all processes."""
+    means = {}
+    for name, value in totals.items():
+        everywhere = fabric.all_reduce(value, reduce_op="sum")
+        assert isinstance(everywhere, Tensor)
+        total, count = everywhere.tolist()
+        means[name] = total / count
+    return means
 
 
 def _from_process(error: ProcessRaisedException) -> Exception:

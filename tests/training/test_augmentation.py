@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.augmentation import augment
-from training.recipe import Augmentation
+from training.tasks.image_classification.augmentation import augment
+from training.tasks.image_classification.recipe import Augmentation
 
 STILL = Augmentation(
     shift=0,

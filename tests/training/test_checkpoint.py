@@ -16,8 +16,8 @@ from training import durable
 from training.checkpoint import (
     EpochRecord,
     State,
-    chosen_epoch,
     flatten_optimizer,
+    last_of_the_best,
     load_state,
     restore_optimizer,
     save_metrics,
@@ -35,7 +35,7 @@ from training.runs import RunDirectory
 run = RunDirectory(Path(sys.argv[1]))
 for epoch in itertools.count(1):
     weights = {f"weight {i}": torch.full((250_000,), float(epoch)) for i in range(8)}
-    history = tuple(EpochRecord(e, 0.1, e, e, e, e) for e in range(1, epoch + 1))
+    history = tuple(EpochRecord(e, 0.1, {"loss": e}, {"loss": e}) for e in range(1, epoch + 1))
     save_state(run, State(history, weights, weights, weights))
     print(epoch, flush=True)
 """
@@ -43,7 +43,9 @@ for epoch in itertools.count(1):
 
 def state(epoch: int) -> State:
     weights = {"weight": torch.full((3, 2), float(epoch))}
-    history = tuple(EpochRecord(e, 0.1, 1 / e, 0.5, 1 / e, 0.5) for e in range(1, epoch + 1))
+    history = tuple(
+        EpochRecord(e, 0.1, {"loss": 1 / e}, {"loss": 1 / e}) for e in range(1, epoch + 1)
+    )
     return State(history, weights, weights, {"0.exp_avg": torch.ones(2)})
 
 
@@ -72,14 +74,14 @@ def test_a_state_comes_back_and_replaces_the_one_before(tmp_path: Path) -> None:
         ([1.0], 5, 1),
     ],
 )
-def test_the_chosen_epoch_is_the_last_that_is_as_good_as_any(
+def test_the_last_of_the_best_is_the_last_that_is_as_good_as_any(
     accuracies: list[float], pictures: int, chosen: int
 ) -> None:
     history = [
-        EpochRecord(epoch, 0.1, 1.0, 0.5, 1.0, accuracy)
+        EpochRecord(epoch, 0.1, {"loss": 1.0}, {"accuracy": accuracy})
         for epoch, accuracy in enumerate(accuracies, start=1)
     ]
-    assert chosen_epoch(history, pictures).epoch == chosen
+    assert last_of_the_best(history, pictures).epoch == chosen
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.003, 0.007, 0.012, 0.02, 0.03])

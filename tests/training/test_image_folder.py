@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from serving.tasks.image_classification import ImagePreprocessing
-from training.data import hash_images, open_images, split_images
-from training.data.digits import Digits
-from training.data.image_folder import ImageFolder
 from training.errors import DataError
 from training.recipes.digits import digits
+from training.tasks.image_classification.digits import Digits
+from training.tasks.image_classification.image_folder import ImageFolder
+from training.tasks.image_classification.images import hash_images, open_images, split_images
 
 COLOUR = ImagePreprocessing(height=16, width=24, mode="RGB")
 
@@ -145,6 +145,6 @@ def test_what_cannot_be_used_is_named(
 
 def test_source_and_folder_belong_together(folder: Path) -> None:
     with pytest.raises(DataError, match="--data DIR"):
-        open_images(digits(own_pictures=True).data, None)
+        open_images(digits(own_data=True).data, None)
     with pytest.raises(DataError, match="drop --data"):
         open_images(digits().data, folder)

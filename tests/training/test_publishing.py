@@ -20,11 +20,13 @@ from serving.pbtxt import read_config
 from serving.repository import verify_checksums, versions
 from serving.tasks import load_task
 from tests.training.conftest import Slipway
-from training.checkpoint import load_model
-from training.data import open_images, split_images
-from training.evaluate import compute_logits
+from training.parity import ParityReport
 from training.runs import RunDirectory
-from training.verify import ParityReport, verify_float32
+from training.tasks.image_classification.evaluate import compute_logits
+from training.tasks.image_classification.images import open_images, split_images
+from training.tasks.image_classification.network import load_model
+from training.tasks.image_classification.recipe import ImageRecipe
+from training.tasks.image_classification.verify import verify_float32
 
 # Exporting
 
@@ -105,7 +107,7 @@ def _failed_checks(run: RunDirectory, spoil: Callable[[ModelProto], None]) -> li
     graph = onnx.load(path)
     spoil(graph)
     path.write_bytes(graph.SerializeToString())
-    recipe, _ = run.load()
+    recipe = ImageRecipe.load(run.recipe)
     images = open_images(recipe.data, None)
     model = load_model(run.checkpoint)
     parity = verify_float32(path.parent, model, images, split_images(images), recipe.acceptance)
@@ -193,7 +195,7 @@ def test_a_published_version_is_whole_and_answers_as_torch_does(
     for path in found.directory.rglob("*"):
         assert str(tiny_run.path.parent).encode() not in path.read_bytes(), path.name
 
-    images = open_images(recipe.data, None)
+    images = open_images(ImageRecipe.load(tiny_run.recipe).data, None)
     held_out = split_images(images).held_out
     some = held_out[:8]
     task = load_task("image_classification", found.directory)

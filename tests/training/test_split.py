@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data import hash_images, open_images, split_images
-from training.data.split import MIN_DISTINCT_PER_CLASS, Split, split_by_content
 from training.recipes.digits import digits
+from training.split import MIN_DISTINCT_PER_CLASS, Split, split_by_content
+from training.tasks.image_classification.images import hash_images, open_images, split_images
 
 Pictures = list[tuple[str, int]]
 """(digest, class) of each."""

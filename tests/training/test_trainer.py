@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from tests.training.conftest import Slipway
-from training.checkpoint import load_model
-from training.data.digits import Digits
 from training.recipes.digits import digits
-from training.report import Report
 from training.runs import RunDirectory
+from training.tasks.image_classification.digits import Digits
+from training.tasks.image_classification.network import load_model
+from training.tasks.image_classification.report import ImageReport
 from training.trainer import learning_rate
 
 SLIPWAY = [sys.executable, "-c", "from serving.cli import main; main(prog_name='slipway')"]
@@ -52,11 +52,11 @@ def test_a_run_leaves_everything_that_is_promised(tiny_run: RunDirectory) -> Non
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == list(range(1, recipe.epochs + 1))
     assert float(rows[-1]["train_loss"]) < 0.5 * float(rows[0]["train_loss"])
-    report = Report.load(tiny_run.report)
+    report = ImageReport.load(tiny_run.report)
     assert report.held_out.accuracy > 0.9
     assert report.baseline is not None
     assert report.baseline.held_out_accuracy > 0.95
-    assert sum(score.pictures for score in report.held_out.per_class) == report.pictures.held_out
+    assert sum(score.pictures for score in report.held_out.per_class) == report.examples.held_out
     assert not list(tiny_run.path.rglob("*.p*kl"))
 
 
@@ -124,7 +124,7 @@ def test_two_devices_share_the_work_and_learn(tmp_path: Path) -> None:
     command = [*SLIPWAY, "train", "digits", *options]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
     assert result.returncode == 0, result.stderr
-    assert Report.load(run.report).held_out.accuracy > 0.8
+    assert ImageReport.load(run.report).held_out.accuracy > 0.8
     with run.metrics.open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 8
 
@@ -180,7 +180,7 @@ def test_own_pictures_from_folder_to_published_version(
         result = slipway(*command)
         assert result.exit_code == 0, result.output
     assert load_model(run.checkpoint).config.height == 16
-    assert Report.load(run.report).held_out.accuracy == 1.0
+    assert ImageReport.load(run.report).held_out.accuracy == 1.0
     version = tmp_path / "repository" / "shapes" / "1"
     assert (version / "labels.txt").read_text() == "ring\nstroke\n"
     assert json.loads((version / "preprocessing.json").read_text())["mode"] == "RGB"

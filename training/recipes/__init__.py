@@ -15,11 +15,11 @@ RECIPES = {
 
 
 class RecipeFunction(Protocol):
-    def __call__(self, *, tiny: bool = False, own_pictures: bool = False) -> Recipe:
+    def __call__(self, *, tiny: bool = False, own_data: bool = False) -> Recipe:
         """A complete recipe.
 
-        `tiny` shows in seconds that everything works; `own_pictures` suits the settings to a
-        folder of the user's.
+        `tiny` shows in seconds that everything works; `own_data` suits the settings to
+        data of the user's.
         """
         ...
 

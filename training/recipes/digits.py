@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from training.recipe import (
+from training.recipe import Optimizer, Schedule
+from training.tasks.image_classification.recipe import (
     Acceptance,
     Augmentation,
     Data,
+    ImageRecipe,
     Model,
-    Optimizer,
-    Recipe,
-    Schedule,
 )
 
 
-def digits(*, tiny: bool = False, own_pictures: bool = False) -> Recipe:
+def digits(*, tiny: bool = False, own_data: bool = False) -> ImageRecipe:
     """The 1,797 digits of 43 writers that scikit-learn carries: about a minute on two CPU cores.
 
-    With `own_pictures`, the same network and schedule for the user's folder, in colour and at
+    With `own_data`, the same network and schedule for the user's folder, in colour and at
     32×32. `tiny` keeps everything but the patience: its model is only good enough for tests.
     """
-    recipe = _with_own_pictures(_digits()) if own_pictures else _digits()
+    recipe = _with_own_pictures(_digits()) if own_data else _digits()
     return _tiny(recipe) if tiny else recipe
 
 
-def _digits() -> Recipe:
-    return Recipe(
+def _digits() -> ImageRecipe:
+    return ImageRecipe(
         name="digits",
         seed=1,
         epochs=60,
@@ -61,7 +60,7 @@ def _digits() -> Recipe:
     )
 
 
-def _with_own_pictures(recipe: Recipe) -> Recipe:
+def _with_own_pictures(recipe: ImageRecipe) -> ImageRecipe:
     return recipe.model_copy(
         update={
             "name": "pictures",
@@ -82,7 +81,7 @@ def _with_own_pictures(recipe: Recipe) -> Recipe:
     )
 
 
-def _tiny(recipe: Recipe) -> Recipe:
+def _tiny(recipe: ImageRecipe) -> ImageRecipe:
     return recipe.model_copy(
         update={
             "epochs": 15,

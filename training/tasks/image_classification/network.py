@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
+import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from training import durable
+from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Weights
 from training.record import Record
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -65,6 +69,19 @@ class ImageClassifier(nn.Module):
         features: Tensor = self.stages(image.float() * self.scale + self.offset)
         logits: Tensor = self.classify(self.dropout(features.mean(dim=(2, 3))))
         return logits
+
+
+def save_model(directory: Path, config: ImageClassifierConfig, weights: Weights) -> None:
+    directory.mkdir(exist_ok=True)
+    config.save(directory / CONFIG_FILE)
+    durable.write(directory / WEIGHTS_FILE, safetensors.torch.save(weights))
+
+
+def load_model(directory: Path) -> ImageClassifier:
+    """Build the network of a checkpoint, in evaluation mode."""
+    model = ImageClassifier(ImageClassifierConfig.load(directory / CONFIG_FILE))
+    model.load_state_dict(safetensors.torch.load_file(directory / WEIGHTS_FILE))
+    return model.eval()
 
 
 def _convolution(channels: int, width: int) -> nn.Sequential:

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from training.data import Images, LabelledImages
-from training.data.split import Indices
 from training.record import Record
+from training.split import Indices
+from training.tasks.image_classification.images import Images, LabelledImages
 
 BATCH = 256
 

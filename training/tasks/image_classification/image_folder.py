@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from serving.errors import RequestError
 from serving.tasks.image_classification import ImagePreprocessing, Pixels
-from training.data import Images, sha256_hex
-from training.data.split import MIN_DISTINCT_PER_CLASS, Indices
 from training.errors import DataError
+from training.split import MIN_DISTINCT_PER_CLASS, Indices, sha256_hex
+from training.tasks.image_classification.images import Images
 
 KEPT_BYTES = 2**30
 """Prepared pictures are small, 3 kB at 32×32 in colour, and are kept up to this total."""

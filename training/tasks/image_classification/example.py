@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.data import LabelledImages
-from training.data.split import Split
-from training.evaluate import compute_logits
-from training.models.image_classifier import ImageClassifier
+from training.split import Split
+from training.tasks.image_classification.evaluate import compute_logits
+from training.tasks.image_classification.images import LabelledImages
+from training.tasks.image_classification.network import ImageClassifier
 
 EXAMPLE_FILE = "example.png"
 ANSWER_FILE = "example.json"

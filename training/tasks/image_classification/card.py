@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from training.evaluate import Evaluation
-from training.recipe import Recipe
-from training.report import Report
-from training.verify import HELD_OUT_ACCURACY, ParityReport
-
-CURVES_FILE = "curves.png"
+from training.parity import ParityReport, check_rows
+from training.runs import CURVES_FILE
+from training.tasks.image_classification.evaluate import Evaluation
+from training.tasks.image_classification.recipe import ImageRecipe
+from training.tasks.image_classification.report import ImageReport
+from training.tasks.image_classification.verify import HELD_OUT_ACCURACY
 
 _SOURCES = {
     "digits": (
@@ -44,31 +44,24 @@ _REMARKS = {
 }
 
 
-@dataclass(frozen=True)
-class Publication:
-    """What the card of one version speaks of."""
-
-    name: str
-    precision: str
-    recipe: Recipe
-    report: Report
-    parity: ParityReport
-    commands: tuple[str, ...]
-    """Shell commands that make this version again."""
-
-
-def model_card(publication: Publication) -> str:
+def model_card(
+    name: str,
+    precision: str,
+    recipe: ImageRecipe,
+    report: ImageReport,
+    parity: ParityReport,
+    commands: Sequence[str],
+) -> str:
     """Markdown."""
-    recipe, report = publication.recipe, publication.report
     labels = [score.label for score in report.held_out.per_class]
     data = recipe.data
     colours = {"L": "greyscale", "RGB": "colour"}[data.mode]
     return f"""\
-# {publication.name}
+# {name}
 
 Tells {len(labels)} classes of pictures apart: {", ".join(labels)}. A convolutional network with \
 stages of {", ".join(map(str, recipe.model.widths))} feature maps, exported to ONNX in \
-{publication.precision}. Input `image`: UINT8 [batch, {data.preprocessing.channels}, \
+{precision}. Input `image`: UINT8 [batch, {data.preprocessing.channels}, \
 {data.height}, {data.width}], {colours}, 0 to 255; output `logits`: FP32 [batch, {len(labels)}]. \
 Normalisation is inside the graph.
 
@@ -80,15 +73,15 @@ Normalisation is inside the graph.
 
 {_SOURCES[data.source]}
 
-{report.pictures.train} pictures were learned from, {report.pictures.validation} chose the epoch, \
-and {report.pictures.held_out} were held out for the figures below. The parts are fixed by the \
+{report.examples.train} pictures were learned from, {report.examples.validation} chose the epoch, \
+and {report.examples.held_out} were held out for the figures below. The parts are fixed by the \
 sha256 of each picture; copies of a picture are always in the same part.
 
 ## Accuracy
 
 | | held-out accuracy |
 |---|---|
-{_accuracy_rows(publication)}
+{_accuracy_rows(report, parity)}
 
 With {report.held_out.pictures} pictures the true accuracy of the network may well lie \
 {_interval(report.held_out)} (Wilson, 95 %). On validation it was \
@@ -110,12 +103,12 @@ The served graph against the model it was made from; `parity.json` holds the fil
 
 | check | measured | limit |
 |---|---|---|
-{_check_rows(publication.parity)}
+{check_rows(parity)}
 
 ## How it was made
 
 ```sh
-{chr(10).join(publication.commands)}
+{chr(10).join(commands)}
 ```
 
 The recipe in full, the seed, the hashes of data and split, and the package versions are in \
@@ -123,8 +116,7 @@ The recipe in full, the seed, the hashes of data and split, and the package vers
 """
 
 
-def _accuracy_rows(publication: Publication) -> str:
-    report, parity = publication.report, publication.parity
+def _accuracy_rows(report: ImageReport, parity: ParityReport) -> str:
     rows = [
         f"| this version, as served | **{parity.measurements[HELD_OUT_ACCURACY]:.4f}** |",
         f"| the network, in torch | {report.held_out.accuracy:.4f} |",
@@ -147,21 +139,8 @@ def _interval(held_out: Evaluation) -> str:
     return f"between {low:.4f} and {high:.4f}"
 
 
-def _class_rows(report: Report) -> str:
+def _class_rows(report: ImageReport) -> str:
     return "\n".join(
         f"| {score.label} | {score.pictures} | {score.accuracy:.4f} |"
         for score in report.held_out.per_class
     )
-
-
-def _check_rows(parity: ParityReport) -> str:
-    rows = [
-        f"| {check.name} | {_number(check.measured)} | {_number(check.limit)} |"
-        for check in parity.checks
-    ]
-    rows += [f"| {name} | {_number(value)} | |" for name, value in parity.measurements.items()]
-    return "\n".join(rows)
-
-
-def _number(value: float | str) -> str:
-    return f"`{value}`" if isinstance(value, str) else f"{value:.3g}"

@@ -1,7 +1,7 @@
-"""Which picture is learned from, which one chooses the model, and which one judges it.
+"""Which example is learned from, which one chooses the model, and which one judges it.
 
-The split follows from the pictures' contents alone. Neither the order of the files, nor the
-platform, nor a seed moves a picture to another part, so a held-out figure can be recomputed years
+The split follows from the examples' contents alone. Neither the order of the files, nor the
+platform, nor a seed moves an example to another part, so a held-out figure can be recomputed years
 later, and nobody can draw splits until one flatters the model.
 """
 
@@ -19,7 +19,7 @@ Indices = npt.NDArray[np.int64]
 VALIDATION_FRACTION = 0.1
 HELD_OUT_FRACTION = 0.2
 MIN_DISTINCT_PER_CLASS = 5
-"""The fewest different pictures of a class from which each part still gets one."""
+"""The fewest different examples of a class from which each part still gets one."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Split:
 
 
 def split_by_content(digests: Sequence[str], targets: Sequence[int]) -> Split:
-    """Cut each class, ordered by its pictures' digests, into about 70, 10 and 20 per cent.
+    """Cut each class, ordered by its examples' digests, into about 70, 10 and 20 per cent.
 
-    Copies of one picture share its digest and hence its part. Every class needs at least
-    `MIN_DISTINCT_PER_CLASS` different pictures, and no picture may be in two classes: whoever
+    Copies of one example share its digest and hence its part. Every class needs at least
+    `MIN_DISTINCT_PER_CLASS` different examples, and no example may be in two classes: whoever
     reads the data checks both, because only he can name the files.
     """
     parts: dict[str, list[int]] = {"train": [], "validation": [], "held_out": []}
@@ -72,3 +72,7 @@ def split_by_content(digests: Sequence[str], targets: Sequence[int]) -> Split:
 def hash_lines(lines: Iterable[str]) -> str:
     """sha256 of a set of lines, whatever order they come in."""
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def sha256_hex(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -16,17 +16,19 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from serving.tasks.image_classification import INPUT, LABELS_FILE, OUTPUT, PREPROCESSING_FILE
 from training import durable
-from training.checkpoint import load_model
-from training.data import LabelledImages
-from training.data.split import Split
-from training.example import write_example
-from training.models.image_classifier import ImageClassifier
-from training.recipe import Recipe
+from training.parity import ParityReport
 from training.runs import FLOAT32, GRAPH_FILE, PARITY_FILE, RunDirectory
-from training.verify import ParityReport, verify_float32
+from training.split import Split
+from training.tasks.image_classification.example import write_example
+from training.tasks.image_classification.images import LabelledImages
+from training.tasks.image_classification.network import ImageClassifier, load_model
+from training.tasks.image_classification.recipe import ImageRecipe
+from training.tasks.image_classification.verify import verify_float32
 
 
-def export(run: RunDirectory, recipe: Recipe, images: LabelledImages, split: Split) -> ParityReport:
+def export(
+    run: RunDirectory, recipe: ImageRecipe, images: LabelledImages, split: Split
+) -> ParityReport:
     """Write the graph with what it needs to be served, and the proof that it equals the model.
 
     Raises `ParityError` with the first check that failed; the report is written all the same.

@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from serving.tasks.image_classification import ImagePreprocessing
-from training.data import Images, sha256_hex
-from training.data.split import Indices
+from training.split import Indices, sha256_hex
+from training.tasks.image_classification.images import Images
 
 _FULL_INK = 16
 

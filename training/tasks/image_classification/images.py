@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from training.data.split import Indices, Split, hash_lines, split_by_content
 from training.errors import DataError
-from training.recipe import Data
+from training.split import Indices, Split, hash_lines, split_by_content
+from training.tasks.image_classification.recipe import Data
 
 Images = npt.NDArray[np.uint8]
 """[picture, channel, row, column], 0 to 255."""
@@ -41,12 +40,12 @@ def open_images(settings: Data, directory: Path | None) -> LabelledImages:
             raise DataError(
                 "data.source is folder: say which with --data DIR, one folder per class"
             )
-        from training.data.image_folder import ImageFolder
+        from training.tasks.image_classification.image_folder import ImageFolder
 
         return ImageFolder(directory, settings.preprocessing)
     if directory is not None:
         raise DataError(f"data.source is {settings.source}, which reads no folder: drop --data")
-    from training.data.digits import Digits
+    from training.tasks.image_classification.digits import Digits
 
     return Digits(settings.preprocessing)
 
@@ -61,7 +60,3 @@ def hash_images(images: LabelledImages) -> str:
         f"{images.labels[target]} {digest}"
         for target, digest in zip(images.targets.tolist(), images.digests, strict=True)
     )
-
-
-def sha256_hex(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

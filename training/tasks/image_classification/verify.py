@@ -21,14 +21,13 @@ import torch
 from serving.engines.onnx import OnnxEngine, open_graph
 from serving.tasks.image_classification import INPUT, OUTPUT
 from serving.types import TensorSpec
-from training.data import Images, LabelledImages, sha256_hex
-from training.data.split import Split
-from training.errors import ParityError
-from training.evaluate import Logits, batches, compute_logits
-from training.models.image_classifier import ImageClassifier, ImageClassifierConfig
-from training.recipe import Acceptance
-from training.record import Record
-from training.runs import FLOAT32, GRAPH_FILE, INT8, PARITY_FILE
+from training.parity import Check, ParityReport, at_most, equal, hash_files
+from training.runs import FLOAT32, GRAPH_FILE, INT8
+from training.split import Split
+from training.tasks.image_classification.evaluate import Logits, batches, compute_logits
+from training.tasks.image_classification.images import Images, LabelledImages
+from training.tasks.image_classification.network import ImageClassifier, ImageClassifierConfig
+from training.tasks.image_classification.recipe import Acceptance
 
 MAX_BATCH_SIZE = 64
 """The largest batch that is checked, and hence the largest that may be served."""
@@ -40,40 +39,8 @@ ROUNDS = 30
 HELD_OUT_ACCURACY = "held-out accuracy"
 
 
-class Check(Record):
-    """One thing measured, and the limit it had to keep."""
-
-    name: str
-    measured: float | str
-    limit: float | str
-    """The most, if it is a number; exactly this, if it is text."""
-    passed: bool
-
-
 Findings = tuple[tuple[Check, ...], dict[str, float]]
 """Checks, and measurements without a limit."""
-
-
-class ParityReport(Record):
-    precision: str
-    checks: tuple[Check, ...]
-    measurements: dict[str, float]
-    """What is recorded and has no limit."""
-    files: dict[str, str]
-    """File name -> sha256 of what was checked."""
-
-    @property
-    def passed(self) -> bool:
-        return all(check.passed for check in self.checks)
-
-    def require(self) -> None:
-        """Raises `ParityError` with the first check that failed."""
-        for check in self.checks:
-            if not check.passed:
-                raise ParityError(
-                    f"the {self.precision} graph fails the check {check.name!r}:"
-                    f" measured {check.measured}, the limit is {check.limit}"
-                )
 
 
 def verify_float32(
@@ -134,7 +101,7 @@ async def _compare_with_torch(
     checks = (
         *interface,
         *(
-            _at_most(
+            at_most(
                 f"difference from torch, batch of {size}",
                 _difference(logits, expected),
                 acceptance.parity,
@@ -142,7 +109,7 @@ async def _compare_with_torch(
             for size, logits in served.items()
         ),
         _batched_equals_alone(served[MAX_BATCH_SIZE], served[1], acceptance),
-        _at_most("difference from torch in held-out accuracy", abs(accuracy - trained), 0.0),
+        at_most("difference from torch in held-out accuracy", abs(accuracy - trained), 0.0),
     )
     return checks, {HELD_OUT_ACCURACY: accuracy}
 
@@ -173,18 +140,9 @@ async def _compare_with_float32(
     checks = (
         *interface,
         _batched_equals_alone(whole, alone, acceptance),
-        _at_most("accuracy loss", before - after, acceptance.int8_loss),
+        at_most("accuracy loss", before - after, acceptance.int8_loss),
     )
     return checks, measurements
-
-
-def hash_files(directory: Path) -> dict[str, str]:
-    """sha256 of every file but the report itself, which cannot hold its own."""
-    return {
-        path.name: sha256_hex(path.read_bytes())
-        for path in sorted(directory.iterdir())
-        if path.name != PARITY_FILE
-    }
 
 
 @asynccontextmanager
@@ -200,8 +158,8 @@ def _interface(engine: OnnxEngine, config: ImageClassifierConfig) -> tuple[Check
     image = f"{INPUT} UINT8 [-1, {config.channels}, {config.height}, {config.width}]"
     logits = f"{OUTPUT} FP32 [-1, {config.classes}]"
     return (
-        _equal("input, -1 is any batch size", _text(engine.inputs), image),
-        _equal("output, -1 is any batch size", _text(engine.outputs), logits),
+        equal("input, -1 is any batch size", _text(engine.inputs), image),
+        equal("output, -1 is any batch size", _text(engine.outputs), logits),
     )
 
 
@@ -209,18 +167,9 @@ def _text(tensors: Sequence[TensorSpec]) -> str:
     return ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in tensors)
 
 
-def _equal(name: str, measured: str, limit: str) -> Check:
-    return Check(name=name, measured=measured, limit=limit, passed=measured == limit)
-
-
-def _at_most(name: str, measured: float, limit: float) -> Check:
-    # Written so that a measurement which is not a number fails.
-    return Check(name=name, measured=measured, limit=limit, passed=measured <= limit)
-
-
 def _batched_equals_alone(batched: Logits, alone: Logits, acceptance: Acceptance) -> Check:
     name = "difference between batched and alone"
-    return _at_most(name, _difference(batched, alone), acceptance.parity)
+    return at_most(name, _difference(batched, alone), acceptance.parity)
 
 
 def _pictures(images: LabelledImages, split: Split) -> Images:

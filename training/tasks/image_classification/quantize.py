@@ -20,23 +20,24 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import tqdm
 
 from serving.tasks.image_classification import INPUT
-from training.checkpoint import load_model
-from training.data import Images, LabelledImages
-from training.data.split import Split
 from training.errors import RunError
-from training.evaluate import batches
-from training.example import ANSWER_FILE, EXAMPLE_FILE
-from training.export import staged_export
-from training.recipe import Recipe
+from training.parity import ParityReport
 from training.runs import FLOAT32, GRAPH_FILE, INT8, PARITY_FILE, RunDirectory
-from training.verify import ParityReport, verify_int8
+from training.split import Split
+from training.tasks.image_classification.evaluate import batches
+from training.tasks.image_classification.example import ANSWER_FILE, EXAMPLE_FILE
+from training.tasks.image_classification.export import staged_export
+from training.tasks.image_classification.images import Images, LabelledImages
+from training.tasks.image_classification.network import load_model
+from training.tasks.image_classification.recipe import ImageRecipe
+from training.tasks.image_classification.verify import verify_int8
 
 CALIBRATION_PICTURES = 512
 CALIBRATION_BATCH = 32
 
 
 def quantize(
-    run: RunDirectory, recipe: Recipe, images: LabelledImages, split: Split
+    run: RunDirectory, recipe: ImageRecipe, images: LabelledImages, split: Split
 ) -> ParityReport:
     """Write an int8 graph beside the float32 one, with a parity report of its own.
 

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.svm import SVC
 
-from training.data import LabelledImages
-from training.data.split import Indices, Split
 from training.record import Record
+from training.split import Indices, Split
+from training.tasks.image_classification.images import LabelledImages
 
 _C = (1.0, 3.0, 10.0, 30.0, 100.0)
 _GAMMA = ("scale", 0.01, 0.03, 0.1)
