@@ -19,7 +19,7 @@ from training.graphs.checkpoint import Model
 from training.graphs.graphs import cache_shape
 from training.graphs.reference import LOGITS, Logits, ReferenceHost, present_of
 from training.graphs.settings import generation_settings, renormalized
-from training.verify import Check, ParityReport, hash_files
+from training.parity import Check, ParityReport, hash_files
 
 PRECISION = "float32"
 TOLERANCE = 1e-5
