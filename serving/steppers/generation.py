@@ -6,9 +6,10 @@ encodes a source that every step attends to, the other prefills its prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,8 @@ DEFAULT_SLOTS = 32
 DEFAULT_MEMORY_MB = 512
 
 Tokens = npt.NDArray[np.int64]
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -90,8 +93,8 @@ class GenerationStepper:
         slots: int,
         memory_bytes: int,
     ):
-        self.inputs = (TensorSpec(INPUT, "BYTES", (DYNAMIC, 1)),)
-        self.outputs = (TensorSpec(OUTPUT, "BYTES", (DYNAMIC, 1)),)
+        self.inputs: Sequence[TensorSpec] = [TensorSpec(INPUT, "BYTES", (DYNAMIC, 1))]
+        self.outputs: Sequence[TensorSpec] = [TensorSpec(OUTPUT, "BYTES", (DYNAMIC, 1))]
         self._decoder = decoder
         self._encoder = encoder
         self._settings = settings
@@ -232,7 +235,7 @@ class GenerationStepper:
 
     def _encode(self, encoder: Graph, jobs: Sequence[Generation]) -> None:
         encoded = []
-        for group in _alike(jobs, [len(job.source) for job in jobs]):
+        for group in alike(jobs, [len(job.source) for job in jobs]):
             ids, mask = self._padded([job.source for job in group])
             outputs = encoder.run({"input_ids": ids, "attention_mask": mask})
             encoded += [(job, index, outputs) for index, job in enumerate(group)]
@@ -248,7 +251,7 @@ class GenerationStepper:
         first = len(self._owners)
         ordered: list[Generation] = []
         logits = []
-        for group in _alike(jobs, [len(job.prompt) for job in jobs]):
+        for group in alike(jobs, [len(job.prompt) for job in jobs]):
             start = first + len(ordered)
             ids, _ = self._padded([job.prompt for job in group])
             logits.append(self._run_apart(ids, [len(job.prompt) for job in group], start))
@@ -478,26 +481,19 @@ def _text(element: object, most_bytes: int) -> str:
         raise InvalidRequest(f"input {INPUT!r} is not UTF-8 at byte {error.start}") from None
 
 
-def _alike(jobs: Sequence[Generation], lengths: Sequence[int]) -> Iterable[list[Generation]]:
-    """Groups that begin together: padding is at most a quarter of what is computed, or little."""
-    group: list[Generation] = []
+def alike(items: Sequence[T], lengths: Sequence[int]) -> Iterator[list[T]]:
+    """Groups to begin together: of what one computes, padding is at most a quarter, or little."""
+    group: list[T] = []
     longest = total = 0
-    for length, _, job in sorted(
-        (
-            (length, -index, job)
-            for index, (job, length) in enumerate(zip(jobs, lengths, strict=True))
-        ),
-        key=lambda entry: entry[:2],
-        reverse=True,
-    ):
+    for index in sorted(range(len(items)), key=lambda index: -lengths[index]):
         padded = (len(group) + 1) * longest
-        if group and padded > FINE_PADDING and 4 * (total + length) < 3 * padded:
+        total += lengths[index]
+        if group and padded > FINE_PADDING and 4 * total < 3 * padded:
             yield group
-            group, total = [], 0
+            group, total = [], lengths[index]
         if not group:
-            longest = length
-        group.append(job)
-        total += length
+            longest = lengths[index]
+        group.append(items[index])
     yield group
 
 

@@ -47,8 +47,8 @@ class Counting:
     It sees to it that nothing is stepped, suspended or ended which should not be.
     """
 
-    inputs = (TensorSpec("target", "INT64", (-1, 1)),)
-    outputs = (TensorSpec("counted", "INT64", (-1, -1)),)
+    inputs: Sequence[TensorSpec] = (TensorSpec("target", "INT64", (-1, 1)),)
+    outputs: Sequence[TensorSpec] = (TensorSpec("counted", "INT64", (-1, -1)),)
     memory_bytes = 0
 
     def __init__(self, slots: int = 4, *, step_s: float = 0.0, quantum: int = 8):
