@@ -363,6 +363,11 @@ BAD_MESSAGES = {
         "overflows",
     ),
     "a very long name": (grpc_request(name="z" * 20_000), "INVALID_ARGUMENT", "unexpected"),
+    "a long name of wide letters": (
+        grpc_request(name="\N{ROCKET}" * 20_000),
+        "INVALID_ARGUMENT",
+        "unexpected",
+    ),
     "unknown model": (grpc_request(model_name="nobody"), "NOT_FOUND", "unknown model"),
     "unknown version": (grpc_request(model_version="7"), "NOT_FOUND", "version 7"),
     "wrong name": (grpc_request(name="z"), "INVALID_ARGUMENT", "unexpected inference input 'z'"),
