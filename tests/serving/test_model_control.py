@@ -403,6 +403,15 @@ def test_an_ensemble_stands_and_falls_with_its_members(tmp_path: Path) -> None:
         assert ask(client, "whole") == (1, "1")
 
 
+def test_the_end_of_a_server_is_no_error_of_an_ensemble(tmp_path: Path) -> None:
+    write_whole(tmp_path, "whole", "adder")
+    write_adder(tmp_path)
+    with serving(tmp_path) as server:
+        assert index(server)["whole", "1"]["state"] == "READY"
+    assert server.events("stopped")
+    assert not [event for event in server.log if event.get("level") == "error"]
+
+
 def test_an_ensemble_that_waits_for_a_member_is_loaded_when_that_comes(tmp_path: Path) -> None:
     write_whole(tmp_path, "whole", "adder")
     options = ("--model-control-mode", "poll", "--repository-poll-secs", "0.05")
