@@ -70,7 +70,7 @@ BAD_REQUESTS: dict[str, tuple[str, bytes, dict[str, str], int, str]] = {
         infer(shape=[2, 2]),
         {},
         400,
-        "unexpected shape for input 'x' for model 'double'. Expected [-1,4], got [2,2]",
+        "unexpected shape for input 'x' for model 'double'. Expected [-1,4], got [2,2]. NOTE:",
     ),
     "negative shape": ("double", infer(shape=[-1, 4]), {}, 400, "invalid shape for input 'x'"),
     "overflowing shape": ("double", infer(shape=[2**40, 2**40]), {}, 400, "overflows"),
