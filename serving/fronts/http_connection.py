@@ -1,4 +1,4 @@
-"""HTTP connections as uvicorn has them, with bounds on what comes before a request's body."""
+"""HTTP connections as uvicorn has them, with bounds on what comes around a request's body."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serving.fronts.asgi import SILENCE_S, error_body
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Of a request line and its headers, of which uvicorn keeps any number. One that is complete in
-what came at once may be longer."""
+"""Of a request line and its headers, and of trailers after a body: uvicorn keeps any number. What
+comes to its end within one read may be longer."""
 
 _UPGRADES = frozenset({b"upgrade", b"http2-settings"})
 
@@ -24,8 +24,9 @@ class Connection(HttpToolsProtocol):
     body of a request that makes one.
     """
 
-    _head_bytes = 0
     _is_in_head = True
+    _bytes_to_no_end = 0
+    """Since the last end of a head or piece of a body."""
     _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -38,8 +39,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        if self._is_in_head:
-            self._head_bytes += len(data)
+        self._bytes_to_no_end += len(data)
         while data:
             try:
                 self.parser.feed_data(data)
@@ -49,13 +49,13 @@ class Connection(HttpToolsProtocol):
             except httptools.HttpParserError:
                 self._refuse(HTTPStatus.BAD_REQUEST, "the request is not HTTP")
                 return
-        if not self._is_in_head:
-            self._stop_waiting()
-        elif self._head_bytes > MAX_HEAD_BYTES:
+        if self._bytes_to_no_end > MAX_HEAD_BYTES:
             self._refuse(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
                 f"the request line and headers are over the limit of {MAX_HEAD_BYTES} bytes",
             )
+        elif not self._is_in_head:
+            self._stop_waiting()
         elif self._patience is None:
             self._wait_for_head()
 
@@ -65,11 +65,16 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
-        self._head_bytes = 0
+        self._bytes_to_no_end = 0
         if not self.parser.should_upgrade():
             super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._bytes_to_no_end = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self._bytes_to_no_end = 0
         if not self.parser.should_upgrade():
             super().on_message_complete()
 

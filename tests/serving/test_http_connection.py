@@ -1,10 +1,11 @@
-"""What comes before a request's body, over real sockets."""
+"""What comes around a request's body, over real sockets."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -58,6 +59,18 @@ def test_a_head_without_end(server: RunningServer, head: bytes) -> None:
 def test_headers_without_end(server: RunningServer) -> None:
     answer = exchange(server, b"GET / HTTP/1.1\r\n", b"a: b\r\n" * 12_000)
     assert answer.startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"), [(b"0\r\n", b"a: b\r\n" * 100_000), (b"1;", b"a" * 600_000)]
+)
+def test_trailers_and_extensions_without_end(
+    server: RunningServer, begin: bytes, more: bytes
+) -> None:
+    chunked = b"POST /v2/models/echo/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    started = time.monotonic()
+    assert not exchange(server, chunked + begin, more)
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(
