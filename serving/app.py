@@ -25,6 +25,7 @@ from serving.control import ControlMode, ModelControl
 from serving.errors import OperatorError
 from serving.fronts import restricted
 from serving.fronts.http import build_http
+from serving.fronts.http_connection import Connection
 from serving.fronts.metrics import build_metrics
 from serving.fronts.v2_grpc import build_grpc
 from serving.loading import Surroundings, load_model
@@ -208,7 +209,7 @@ class _App:
     async def _start_http(self, app: ASGIApp, listener: socket.socket) -> None:
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -185,7 +185,7 @@ REPEATED: Any = {"multiple": True, "show_default": False}
 @click.option("--log-info", type=FLAG, default=True, help="Log what happens.")
 @click.option("--log-warning", type=FLAG, default=True, help="Log what looks wrong.")
 @click.option("--log-error", type=FLAG, default=True, help="Log what went wrong.")
-@click.option("--log-verbose", type=click.IntRange(min=0), default=0, help="1 logs details.")
+@click.option("--log-verbose", type=click.IntRange(0, 2**32 - 1), default=0, help="1 logs details.")
 @click.option(
     "--log-format",
     type=click.Choice(["default", "ISO8601"]),
