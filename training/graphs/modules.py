@@ -38,6 +38,31 @@ class LanguageModelDecoder(nn.Module):
         return self.head(hidden), attended.present
 
 
+class Rotary(nn.Module):
+    """Llama's rotary embedding, rounded the same however many rows there are.
+
+    Cosines are computed in vectors of up to sixteen numbers and what is left over one by one, with
+    another last bit; so each row is made of whole vectors.
+    """
+
+    def __init__(self, original: nn.Module):
+        super().__init__()
+        frequencies = original.inv_freq
+        assert isinstance(frequencies, Tensor)
+        self.width = len(frequencies)
+        self.scaling = original.attention_scaling
+        self.frequencies = nn.functional.pad(frequencies, (0, -self.width % 16))
+
+    def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angles = position_ids[..., None].float() * self.frequencies
+
+        def both_halves(values: Tensor) -> Tensor:
+            half = values[..., : self.width]
+            return torch.cat((half, half), dim=-1) * self.scaling
+
+        return both_halves(angles.cos()), both_halves(angles.sin())
+
+
 class MarianEncoder(nn.Module):
     """Source texts to what the decoder's layers need of them, computed once."""
 
