@@ -298,7 +298,7 @@ def test_what_is_no_usable_image(server: RunningServer, case: str) -> None:
 
 
 BAD_TASK_CALLS = {
-    "no inputs": (b"{}", 400, "expected a JSON object whose 'inputs'"),
+    "no inputs": (b"{}", 400, "expected a JSON object with 'inputs'"),
     "inputs no base64": (b'{"inputs": "#!"}', 400, "a string in base64"),
     "inputs no string": (b'{"inputs": 3}', 400, "a string in base64"),
     "not JSON": (b"{", 400, "the body is not JSON"),
