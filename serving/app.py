@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import socket
-import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from time import monotonic
@@ -36,6 +35,7 @@ from serving.observability.totals import ModelMetrics
 from serving.observability.tracing import Tracer, parse_trace_config
 from serving.repository import ModelVersion, Repositories
 from serving.scheduling.ensemble import check_members
+from serving.scheduling.meter import LateMeter
 from serving.server import Server
 from serving.settings import Settings
 from serving.shared_memory import SharedMemory
@@ -73,10 +73,10 @@ def build_server(settings: Settings) -> Server:
 
     async def build(found: ModelVersion) -> tuple[Model, ModelMetrics]:
         # Nothing runs on its account before it is loaded, and a failure leaves no totals behind.
-        model = await load_model(found, surroundings, lambda run: totals.ran(run))
-        totals = metrics.model(found.config.name, model.version)
-        watched = weakref.ref(model)
-        totals.waiting = lambda: alive.waiting if (alive := watched()) is not None else 0
+        meter = LateMeter()
+        model = await load_model(found, surroundings, meter)
+        totals = meter.target = metrics.model(found.config.name, model.version)
+        totals.watch(model)
         return model, totals
 
     def find_config(name: str, version: str) -> ModelConfig:

@@ -10,6 +10,9 @@ from google.protobuf.message import Message
 
 from serving.types import TensorSpec
 
+STEPPER = "stepper"
+"""The key of `parameters` by which a model that answers in steps names how."""
+
 
 class InstanceKind(Enum):
     """Where a model's instances run. AUTO is a GPU if the engine can use one, else the CPU."""

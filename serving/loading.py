@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import cast
-
-import numpy as np
+from typing import Any, cast
 
 from serving.cache import ResponseCache
 from serving.completion import complete
-from serving.config import ControlKind, ModelConfig, WarmupInput
+from serving.config import STEPPER, ModelConfig
 from serving.engines import load_engine
 from serving.engines.base import Engine, StreamingEngine
 from serving.errors import ModelLoadError, SlipwayError
@@ -22,20 +19,16 @@ from serving.repository import ModelVersion, verify_checksums
 from serving.scheduling.batch import BatchLayout
 from serving.scheduling.dynamic import DynamicScheduler
 from serving.scheduling.ensemble import EnsembleScheduler, check_members
+from serving.scheduling.meter import Meter
 from serving.scheduling.policy import BatchPolicy
 from serving.scheduling.sequence import SequenceScheduler
+from serving.scheduling.stepper import Stepper
+from serving.scheduling.stepping import StepScheduler
 from serving.scheduling.streaming import StreamScheduler
+from serving.steppers import load_stepper
 from serving.tasks import Task, load_task
-from serving.types import (
-    DYNAMIC,
-    NUMPY_TYPES,
-    Array,
-    InferRequest,
-    InferResponse,
-    Run,
-    SequenceStep,
-    TensorSpec,
-)
+from serving.types import DYNAMIC, InferRequest, InferResponse, Run, TensorSpec
+from serving.warmup import warm_up
 
 
 @dataclass(frozen=True)
@@ -49,45 +42,74 @@ class Surroundings:
     """The config of another model that is loaded. Raises `NotFound`."""
 
 
-async def load_model(
-    found: ModelVersion, surroundings: Surroundings, on_run: Callable[[Run], None]
-) -> Model:
+async def load_model(found: ModelVersion, surroundings: Surroundings, meter: Meter) -> Model:
     """Load one version directory and run its warm-up requests.
 
-    `on_run` is told of every run of the engine that serves requests. Raises `ModelLoadError` with
-    what is wrong, and where.
+    `meter` is told of all that the model does. Raises `ModelLoadError` with what is wrong, and
+    where.
     """
-    version = str(found.version)
-    if found.config.steps:
-        check_members(found.config, surroundings.find)
-        ensemble = EnsembleScheduler(found.config, surroundings.infer, on_run)
+    version, config = str(found.version), found.config
+    if config.steps:
+        check_members(config, surroundings.find)
+        ensemble = EnsembleScheduler(config, surroundings.infer, meter.ran)
+        config = replace(config, labels=_labels(config, surroundings))
         return Model(
-            replace(found.config, labels=_labels(found.config, surroundings)),
+            config,
             version,
             ensemble,
             task=None,
             cache=surroundings.cache,
             release=ensemble.stop,
         )
+    if STEPPER in config.parameters:
+        return await _load_stepped(found, surroundings, meter)
     config, engine, task = await asyncio.to_thread(_load_parts, found)
-    is_warm = False
-
-    def ran(run: Run) -> None:
-        if is_warm:
-            on_run(run)
-
     try:
-        scheduler = _scheduler(config, engine, ran)
-        await _warm_up(config, engine)
+        scheduler = _scheduler(config, engine, meter.ran)
+        # Past any queue.
+        await warm_up(config, _scheduler(replace(config, batching=None), engine, lambda run: None))
     except SlipwayError as error:
         await engine.close()
         raise ModelLoadError(f"{found.directory}: {error}") from error
     except BaseException:
         await engine.close()
         raise
-    is_warm = True
     return Model(
         config, version, scheduler, task=task, cache=surroundings.cache, release=engine.close
+    )
+
+
+async def _load_stepped(found: ModelVersion, surroundings: Surroundings, meter: Meter) -> Model:
+    config = found.config
+
+    def load() -> tuple[Stepper[Any], Task | None]:
+        verify_checksums(found.directory)
+        stepper = load_stepper(config.parameters[STEPPER], config, found.directory)
+        where = f"{found.directory.parent}/config.pbtxt"
+        _check_specs(f"{where}: input", config.inputs, stepper.inputs, sent=True)
+        _check_specs(f"{where}: output", config.outputs, stepper.outputs)
+        stepper.warm()
+        return stepper, _task(found, config)
+
+    stepper, task = await asyncio.to_thread(load)
+    scheduler = StepScheduler(stepper, config.batching, meter=meter)
+
+    async def release() -> None:
+        stepper.close()
+
+    try:
+        await warm_up(config, scheduler)
+    except BaseException:
+        await scheduler.stop()
+        await release()
+        raise
+    return Model(
+        config,
+        str(found.version),
+        scheduler,
+        task=task,
+        cache=surroundings.cache,
+        release=release,
     )
 
 
@@ -103,12 +125,17 @@ def _load_parts(found: ModelVersion) -> tuple[ModelConfig, Engine, Task | None]:
     for spec in engine.inputs:
         if not spec.optional and spec.name not in known:
             raise ModelLoadError(f"{where}: input {spec.name!r} of the graph is not declared")
+    return config, engine, _task(found, config)
+
+
+def _task(found: ModelVersion, config: ModelConfig) -> Task | None:
     if config.task is None:
-        return config, engine, None
+        return None
+    where = f"{found.directory.parent}/config.pbtxt"
     task = load_task(config.task, found.directory)
     _check_specs(f"{where}: task input", task.inputs, config.inputs, sent=True)
     _check_specs(f"{where}: task output", task.outputs, config.outputs)
-    return config, engine, task
+    return task
 
 
 def _scheduler(
@@ -149,72 +176,6 @@ def _labels(ensemble: ModelConfig, surroundings: Surroundings) -> dict[str, tupl
     }
     outputs = {spec.name: members.get(spec.name) for spec in ensemble.outputs}
     return {name: labels for name, labels in outputs.items() if labels} | dict(ensemble.labels)
-
-
-async def _warm_up(config: ModelConfig, engine: Engine) -> None:
-    """Run the warm-up requests, past any queue. Raises `ModelLoadError`."""
-    scheduler = _scheduler(replace(config, batching=None), engine, lambda run: None)
-    for warmup in config.warmups:
-        # A sequence has one row at a time, so many rows are as many sequences.
-        requests = range(max(1, warmup.rows) if config.sequences else 1)
-        rows = 1 if config.sequences and warmup.rows else warmup.rows
-        inputs = {name: _tensor(item, rows) for name, item in warmup.inputs.items()}
-        for _ in range(warmup.count + 1):
-            try:
-                await asyncio.gather(
-                    *(
-                        _run(scheduler, InferRequest(config.name, inputs, sequence=step), rows or 1)
-                        for step in (_warmup_step(config, number) for number in requests)
-                    )
-                )
-            except SlipwayError as error:
-                raise ModelLoadError(f"warm-up {warmup.name!r} failed: {error}") from error
-
-
-async def _run(scheduler: Scheduler | StreamScheduler, request: InferRequest, rows: int) -> None:
-    if isinstance(scheduler, StreamScheduler):
-        async with aclosing(scheduler.stream(request, rows)) as responses:
-            async for _ in responses:
-                pass
-    else:
-        await scheduler.infer(request, rows)
-
-
-def _warmup_step(config: ModelConfig, number: int) -> SequenceStep | None:
-    if config.sequences is None:
-        return None
-    has_text_ids = any(
-        control.kind is ControlKind.CORRID and control.datatype == "BYTES"
-        for control in config.sequences.controls
-    )
-    return SequenceStep(str(number + 1) if has_text_ids else number + 1, start=True, end=True)
-
-
-def _tensor(item: WarmupInput, rows: int) -> Array:
-    """The tensor of a warm-up input, with a batch dimension if `rows` is not 0."""
-    shape = (rows, *item.shape) if rows else item.shape
-    dtype = NUMPY_TYPES[item.datatype]
-    if item.data is not None:
-        is_text = item.datatype == "BYTES"
-        one = _strings(item.data) if is_text else np.frombuffer(item.data, dtype)
-        return np.ascontiguousarray(np.broadcast_to(one.reshape(item.shape), shape))
-    if item.datatype == "BYTES":
-        empty = np.empty(shape, dtype)
-        empty.fill(b"")
-        return empty
-    if item.random:
-        return np.random.default_rng(0).random(shape, np.float32).astype(dtype)
-    return np.zeros(shape, dtype)
-
-
-def _strings(data: bytes) -> Array:
-    """Elements that each follow their length, four bytes little-endian, as the wire has them."""
-    elements, at = [], 0
-    while at < len(data):
-        length = int.from_bytes(data[at : at + 4], "little")
-        elements.append(data[at + 4 : at + 4 + length])
-        at += 4 + length
-    return np.fromiter(elements, object, len(elements))
 
 
 def _check_specs(

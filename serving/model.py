@@ -6,12 +6,13 @@ import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 from serving.cache import ResponseCache
 from serving.config import ModelConfig
 from serving.errors import InvalidRequest
 from serving.scheduling.sequence import SequenceScheduler
+from serving.scheduling.stepping import StepScheduler
 from serving.scheduling.streaming import StreamScheduler
 from serving.tasks import Task
 from serving.types import DATATYPES, InferRequest, InferResponse, Tensors
@@ -40,18 +41,22 @@ class Scheduler(Protocol):
         ...
 
 
+AnyScheduler = Scheduler | StreamScheduler | StepScheduler[Any]
+
+
 class Model:
     """Checks requests against the model's specs and lets its scheduler run them.
 
-    A decoupled model has a `StreamScheduler`, every other a `Scheduler`. `release` frees what the
-    model holds, when nothing runs any more.
+    A `StreamScheduler` can only stream, a `StepScheduler` can also answer at the end, and every
+    other `Scheduler` answers once. `release` frees what the model holds, when nothing runs any
+    more.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         version: str,
-        scheduler: Scheduler | StreamScheduler,
+        scheduler: AnyScheduler,
         *,
         task: Task | None,
         cache: ResponseCache,
@@ -86,6 +91,21 @@ class Model:
     def waiting(self) -> int:
         """Requests in the queue."""
         return self._scheduler.depth
+
+    @property
+    def running_slots(self) -> int:
+        """Of a model that answers in steps: the slots that are taken."""
+        return self._scheduler.running if isinstance(self._scheduler, StepScheduler) else 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of a model that answers in steps: what is set aside for the requests that run."""
+        return self._scheduler.memory_bytes if isinstance(self._scheduler, StepScheduler) else 0
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether `infer` can answer: all that a decoupled model streams may make one answer."""
+        return not isinstance(self._scheduler, StreamScheduler)
 
     def rows(self, request: InferRequest) -> int:
         """The number of rows a request has (1 for a model without a batch dimension).
@@ -134,7 +154,7 @@ class Model:
     async def infer(self, request: InferRequest, rows: int) -> InferResponse:
         """Run a request of `rows` rows and keep the outputs that it asked for.
 
-        The model must not be decoupled.
+        The model must be one that `answers_once`.
         """
         assert not isinstance(self._scheduler, StreamScheduler)
         if self._cache is None or request.sequence is not None:
@@ -153,7 +173,7 @@ class Model:
 
     async def stream(self, request: InferRequest, rows: int) -> AsyncGenerator[InferResponse]:
         """Run a request and pass on its responses as they come: one, unless decoupled."""
-        if isinstance(self._scheduler, StreamScheduler):
+        if isinstance(self._scheduler, StreamScheduler | StepScheduler):
             async with aclosing(self._scheduler.stream(request, rows)) as parts:
                 async for outputs in parts:
                     yield self._response(request, outputs)

@@ -138,7 +138,7 @@ class Server:
         """
         with self._accepted(request) as loaded:
             model = loaded.model
-            if model.config.decoupled:
+            if not model.answers_once:
                 raise Unsupported(
                     f"model {request.model_name!r} is decoupled: it may have any number of"
                     " responses, and only ModelStreamInfer or generate_stream can carry them"

@@ -93,6 +93,28 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Iteration:
+    """One turn of all requests that run together, a step each, and the seconds that it took."""
+
+    rows: int
+    suspended: int
+    seconds: float
+    work: Work
+
+
+@dataclass(slots=True)
+class Work:
+    """What a model that answers in steps has computed, in tokens or what else it counts in."""
+
+    made: int = 0
+    """Generated."""
+    taken_in: int = 0
+    """Encoded or prefilled."""
+    padding: int = 0
+    """Computed on top, because inputs of different lengths were taken in together."""
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceStep:
     """A request's place in a sequence of requests. Integer ids and text ids never collide."""
 

@@ -5,6 +5,7 @@ OperatorError (serving.errors)
     ├── RecipeError       a setting that does not exist, or a value it does not take
     ├── DataError         the examples: the message names the folder or the file
     ├── RunError          the run directory: not there, not empty, or made by another recipe
+    ├── CheckpointError   a checkpoint that cannot be exported; the message names why
     ├── ParityError       the exported graph is not the model; the message names the failing check
     └── PublishRefused    what was exported may not go into this repository
 """
@@ -27,6 +28,10 @@ class DataError(TrainingError):
 
 
 class RunError(TrainingError):
+    pass
+
+
+class CheckpointError(TrainingError):
     pass
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Protocol
 
-from serving.types import Parameter, Tensors, TensorSpec
+from serving.types import Array, Parameter, Tensors, TensorSpec
 
 
 class Engine(Protocol):
@@ -41,5 +41,23 @@ class StreamingEngine(Engine, Protocol):
 
         The work goes no further than the responses that are asked for, and `aclose` ends it at
         once. Errors are those of `infer`; after one, the stream is over.
+        """
+        ...
+
+
+class Graph(Protocol):
+    """A graph that computes on the thread of whoever calls it."""
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Every output, in memory of its own."""
+        ...
+
+    def bind(self, arrays: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
+        """A run that reads inputs from these arrays and writes outputs into those, every time.
+
+        They must be contiguous. An array may be both, where the graph can change it in place.
         """
         ...

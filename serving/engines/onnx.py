@@ -49,13 +49,15 @@ class OnnxEngine:
     def __init__(self, path: Path, sessions: Sequence[Session]):
         graph = sessions[0].session
         self.inputs: Sequence[TensorSpec] = [
-            *(_spec(node, path) for node in graph.get_inputs()),
+            *(tensor_spec(node, path) for node in graph.get_inputs()),
             *(
-                replace(_spec(node, path), optional=True)
+                replace(tensor_spec(node, path), optional=True)
                 for node in graph.get_overridable_initializers()
             ),
         ]
-        self.outputs: Sequence[TensorSpec] = [_spec(node, path) for node in graph.get_outputs()]
+        self.outputs: Sequence[TensorSpec] = [
+            tensor_spec(node, path) for node in graph.get_outputs()
+        ]
         self._output_names = [spec.name for spec in self.outputs]
         self._returns_bfloat16 = any(spec.datatype == "BF16" for spec in self.outputs)
         if self._returns_bfloat16 and any(spec.datatype == "BYTES" for spec in self.inputs):
@@ -149,7 +151,7 @@ def _bfloat16(value: ort.OrtValue) -> Array:
     return tensor
 
 
-def _spec(node: ort.NodeArg, path: Path) -> TensorSpec:
+def tensor_spec(node: ort.NodeArg, path: Path) -> TensorSpec:
     datatype = _DATATYPES.get(node.type)
     if datatype is None:
         raise ModelLoadError(

@@ -43,27 +43,32 @@ def router(
     """POST …/generate and …/generate_stream."""
     routes = APIRouter(tags=[TAG], dependencies=[allowed(restrictions, "inference")])
 
-    async def responses_to(request: Request) -> AsyncGenerator[InferResponse, None]:
+    async def parsed(request: Request) -> tuple[Model, InferRequest]:
         name, version = target(request)
         try:
             body = await read_body(request.receive, max_body_bytes)
             received = monotonic()
-            call = parse_generate(server.model(name, version), version, body)
+            model = server.model(name, version)
+            call = parse_generate(model, version, body)
         except RequestError:
             server.note_invalid(name, version)
             raise
         call.stamps.received = received
-        return server.stream(call)
+        return model, call
 
     @routes.post("/v2/models/{name}/generate")
     @routes.post("/v2/models/{name}" + VERSION + "/generate")
     async def generate(request: Request) -> Response:
-        answers: list[InferResponse] = []
-        async with aclosing(await responses_to(request)) as responses:
-            async for response in responses:
-                answers.append(response)
-                if len(answers) > 1:
-                    break
+        model, call = await parsed(request)
+        if model.answers_once:
+            answers = [await server.infer(call)]
+        else:
+            answers = []
+            async with aclosing(server.stream(call)) as responses:
+                async for response in responses:
+                    answers.append(response)
+                    if len(answers) > 1:
+                        break
         if len(answers) != 1:
             if strict:
                 return JSONResponse({"error": _NOT_ONE})
@@ -73,7 +78,8 @@ def router(
     @routes.post("/v2/models/{name}/generate_stream")
     @routes.post("/v2/models/{name}" + VERSION + "/generate_stream")
     async def generate_stream(request: Request) -> Response:
-        responses = await responses_to(request)
+        _, call = await parsed(request)
+        responses = server.stream(call)
         # The status is that of the first response, so it must be there before anything is sent.
         first = await anext(responses, None)
         return _EventStream(_events(first, responses, statuses))

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from serving import __version__
 from serving.errors import OperatorError
-from serving.observability.totals import ModelMetrics, Outcome, Spread
+from serving.observability.totals import ModelMetrics, Outcome, Spread, StepTotals
 
 _LABELS = ("model", "version")
 
@@ -171,6 +171,41 @@ class Metrics(Collector):
         """Show no more of a version that is served no more."""
         self._models.pop((name, version), None)
 
+    def _steps(self) -> Iterator[Metric]:
+        """Of the models that answer in steps."""
+        found = [
+            (labels, metrics, metrics.steps)
+            for labels, metrics in self._models.items()
+            if metrics.steps is not None
+        ]
+        for name, documentation, spread in _STEP_HISTOGRAMS:
+            histogram = HistogramMetricFamily(name, documentation, labels=_LABELS)
+            for labels, metrics, steps in found:
+                _add(histogram, labels, spread(steps), metrics.created)
+            yield histogram
+        tokens = CounterMetricFamily(
+            "slipway_tokens",
+            "Tokens (or what else a model counts in) that were generated, taken in, and padding",
+            labels=(*_LABELS, "kind"),
+        )
+        suspensions = CounterMetricFamily(
+            "slipway_suspensions", "How often a request made room for another", labels=_LABELS
+        )
+        slots = GaugeMetricFamily("slipway_active_slots", "Slots that are taken", labels=_LABELS)
+        memory = GaugeMetricFamily(
+            "slipway_step_memory_bytes",
+            "Memory set aside for what running requests have computed, such as keys and values",
+            labels=_LABELS,
+        )
+        for labels, metrics, steps in found:
+            for kind in fields(steps.work):
+                tokens.add_metric((*labels, kind.name), getattr(steps.work, kind.name))
+            suspensions.add_metric(labels, steps.suspensions)
+            live = metrics.live()
+            slots.add_metric(labels, live.running_slots if live is not None else 0)
+            memory.add_metric(labels, live.memory_bytes if live is not None else 0)
+        yield from (tokens, suspensions, slots, memory)
+
     def collect(self) -> Iterator[Metric]:
         totals = self._models.items()
         for name, documentation, value in self._counters:
@@ -207,15 +242,37 @@ class Metrics(Collector):
                 failures.add_sample(
                     failures.name, {"model": model, "version": version, "reason": reason}, count
                 )
-            waiting.add_metric((model, version), metrics.waiting())
+            live = metrics.live()
+            waiting.add_metric((model, version), live.waiting if live is not None else 0)
             loads.add_metric((model, version), metrics.load_s)
         yield from (failures, outcomes, waiting, loads)
+        yield from self._steps()
         yield CounterMetricFamily(
             "slipway_unresolved_requests",
             "Requests for a model that is not served",
             value=self.unresolved,
         )
         yield from _machine()
+
+
+_STEP_HISTOGRAMS: tuple[tuple[str, str, Callable[[StepTotals], Spread]], ...] = (
+    (
+        "slipway_step_duration_seconds",
+        "One iteration: a step of all requests that run together, with what begins in it",
+        lambda s: s.seconds,
+    ),
+    ("slipway_step_rows", "Rows that were stepped in one iteration", lambda s: s.rows),
+    (
+        "slipway_first_event_seconds",
+        "From a streaming request received to its first event",
+        lambda s: s.first_event,
+    ),
+    (
+        "slipway_between_events_seconds",
+        "From one event of a streaming request to its next",
+        lambda s: s.between_events,
+    ),
+)
 
 
 def _add(

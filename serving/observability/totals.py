@@ -6,16 +6,22 @@ thread, so nothing here takes a lock.
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 from time import monotonic, time, time_ns
+from typing import TYPE_CHECKING
 
-from serving.types import Run, Stamps
+from serving.types import Iteration, Run, Stamps, Work
+
+if TYPE_CHECKING:
+    from serving.model import Model
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_STEP_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
 _FIRST_RESPONSE_MS = (100, 500, 2000, 5000)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _MAX_POSITIONS = 1000
@@ -86,6 +92,20 @@ class ResponseTotals:
     """A request ended without a response at this position or an error."""
 
 
+@dataclass(slots=True)
+class StepTotals:
+    """Of a model that answers in steps."""
+
+    seconds: Spread = field(default_factory=lambda: Spread(_STEP_SECONDS))
+    """Of each iteration."""
+    rows: Spread = field(default_factory=lambda: Spread(_ROWS))
+    """Stepped in each iteration."""
+    suspensions: int = 0
+    work: Work = field(default_factory=Work)
+    first_event: Spread = field(default_factory=lambda: Spread(_SECONDS))
+    between_events: Spread = field(default_factory=lambda: Spread(_STEP_SECONDS))
+
+
 @dataclass(eq=False, slots=True)
 class ModelMetrics:
     """The running totals of one version of a model, whatever loads it has seen.
@@ -94,8 +114,8 @@ class ModelMetrics:
     """
 
     outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
-    waiting: Callable[[], int] = lambda: 0
-    """How many requests are in the queue at this moment."""
+    live: Callable[[], Model | None] = lambda: None
+    """The model at this moment, for what it alone knows."""
     rows: int = 0
     runs: int = 0
     load_s: float = 0.0
@@ -121,6 +141,8 @@ class ModelMetrics:
     compute_spread: Spread = field(default_factory=lambda: Spread(_SECONDS))
     rows_spread: Spread = field(default_factory=lambda: Spread(_ROWS))
     first_response_ms_spread: Spread = field(default_factory=lambda: Spread(_FIRST_RESPONSE_MS))
+    steps: StepTotals | None = None
+    """Of a model that answers in steps, once it has made one."""
     created: float = field(default_factory=time)
     """Since when this counts, in seconds since 1970."""
 
@@ -135,6 +157,30 @@ class ModelMetrics:
         totals.compute_input.add(run.started - run.batched)
         totals.compute_infer.add(run.computed - run.started)
         totals.compute_output.add(run.answered - run.computed)
+
+    def watch(self, model: Model) -> None:
+        """Ask this model, for as long as it is there, what is so at a moment."""
+        self.live = weakref.ref(model)
+
+    def iterated(self, iteration: Iteration) -> None:
+        """All requests that run together have made a step."""
+        steps = self._steps()
+        steps.seconds.add(iteration.seconds)
+        steps.rows.add(iteration.rows)
+        steps.suspensions += iteration.suspended
+        steps.work.made += iteration.work.made
+        steps.work.taken_in += iteration.work.taken_in
+        steps.work.padding += iteration.work.padding
+
+    def event(self, seconds: float, *, is_first: bool) -> None:
+        """A streaming request has its next event."""
+        steps = self._steps()
+        (steps.first_event if is_first else steps.between_events).add(seconds)
+
+    def _steps(self) -> StepTotals:
+        if self.steps is None:
+            self.steps = StepTotals()
+        return self.steps
 
     def responses(self, stamps: Stamps) -> Responses:
         """For one request to a decoupled model, whose responses it times."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2
 
-from serving.config import ModelConfig, SequenceBatching, VersionPolicy
+from serving.config import STEPPER, ModelConfig, SequenceBatching, VersionPolicy
 from serving.errors import ConfigError, shown
 from serving.pbtxt import ensemble, placement, scheduling, tensors
 from serving.pbtxt.files import check_model_filename, version_directories
@@ -20,6 +20,9 @@ CONFIG_FILE = "config.pbtxt"
 _ONNX_BACKEND = "onnxruntime"
 _ONNX_PLATFORM = "onnxruntime_onnx"
 _ONNX_FILE = "model.onnx"
+_PYTHON_BACKEND = "python"
+_PYTHON_FILE = "model.py"
+"""What Triton runs; a stepper runs the graphs beside it."""
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -79,6 +82,8 @@ def _read(source: Source, directory: Path) -> ModelConfig:
     batch_inputs = tensors.read_batch_inputs(source)
     hidden = {item.name for item in batch_inputs} | _filled_by_server(sequences)
     _check_responses(source, backend)
+    if STEPPER in message.parameters:
+        _check_stepped(source, instances)
     config = ModelConfig(
         name=message.name,
         backend=backend,
@@ -87,7 +92,7 @@ def _read(source: Source, directory: Path) -> ModelConfig:
         inputs=inputs,
         outputs=outputs,
         version_policy=_version_policy(source),
-        model_filename="" if steps else message.default_model_filename or _ONNX_FILE,
+        model_filename="" if steps else message.default_model_filename or _default_file(backend),
         message=message,
         batching=batching,
         sequences=sequences,
@@ -150,6 +155,10 @@ def _settle_backend(source: Source, directory: Path) -> str:
     return str(message.backend)
 
 
+def _default_file(backend: str) -> str:
+    return _PYTHON_FILE if backend == _PYTHON_BACKEND else _ONNX_FILE
+
+
 def _has_onnx(directory: Path) -> bool:
     return any((version / _ONNX_FILE).exists() for version in version_directories(directory))
 
@@ -178,6 +187,8 @@ def _check_responses(source: Source, backend: str) -> None:
     """Settings that contradict each other about how a request is answered."""
     message = source.message
     for scheduler in ("dynamic_batching", "sequence_batching"):
+        if STEPPER in message.parameters:
+            continue
         if message.model_transaction_policy.decoupled and message.HasField(scheduler):
             raise source.error(
                 "model_transaction_policy.decoupled", f"must be false with {scheduler}"
@@ -192,6 +203,22 @@ def _check_responses(source: Source, backend: str) -> None:
             raise source.error("response_cache.enable", "must be false for a decoupled model")
         if message.HasField("sequence_batching"):
             raise source.error("response_cache.enable", "must be false with sequence_batching")
+
+
+def _check_stepped(source: Source, instances: int) -> None:
+    """What would have no effect on a model that answers in steps, or be wrong for it."""
+    message = source.message
+    if instances != 1:
+        raise source.error("instance_group", f"must have one instance with parameters {STEPPER!r}")
+    for name in ("sequence_batching", "response_cache"):
+        if message.HasField(name):
+            raise source.error(name, f"is not for a model with parameters {STEPPER!r}")
+    for name in ("preferred_batch_size", "max_queue_delay_microseconds"):
+        if getattr(message.dynamic_batching, name):
+            raise source.error(
+                f"dynamic_batching.{name}",
+                f"has no effect with parameters {STEPPER!r}: nobody waits for others",
+            )
 
 
 def _fill_defaults(message: Any, config: ModelConfig) -> None:

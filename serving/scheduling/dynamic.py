@@ -11,7 +11,8 @@ from serving.errors import Overloaded
 from serving.scheduling.batch import BatchLayout
 from serving.scheduling.driver import Driver
 from serving.scheduling.outcomes import expired, fail
-from serving.scheduling.policy import BatchPolicy, Ticket
+from serving.scheduling.policy import BatchPolicy
+from serving.scheduling.waiting import Ticket
 from serving.types import InferRequest, Run, Tensors
 
 

@@ -26,7 +26,8 @@ from typing import Generic, TypeVar
 from serving.config import Batching, SequenceBatching, SequenceStrategy
 from serving.scheduling.deadlines import Deadlines
 from serving.scheduling.padding import Padding
-from serving.scheduling.policy import BatchPolicy, Decision, Ticket
+from serving.scheduling.policy import BatchPolicy, Decision
+from serving.scheduling.waiting import Ticket
 from serving.types import Tensors
 
 

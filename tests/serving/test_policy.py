@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from serving.config import Batching, QueuePolicy, TimeoutAction
 from serving.errors import Overloaded
-from serving.scheduling.policy import BatchPolicy, Ticket
+from serving.scheduling.deadlines import Deadlines
+from serving.scheduling.policy import BatchPolicy
+from serving.scheduling.waiting import Ticket
 
 
 def policy(max_rows: int = 8, **rules: object) -> BatchPolicy[Ticket]:
@@ -215,8 +217,8 @@ def test_a_deadline_holds_whatever_the_queue_grants() -> None:
 
 
 def test_far_deadlines_of_the_answered_do_not_pile_up() -> None:
-    batches = policy()
-    for _ in range(1000):
-        add(batches, 0.0, 1, deadline=1e9)
-        batches.decide(0.0, instance_is_free=True)
-    assert len(batches._deadlines._heap) < 100
+    deadlines = Deadlines[int]()
+    for item in range(1000):
+        deadlines.add(item, 1e9)
+        deadlines.discard(item)
+    assert len(deadlines._heap) < 100

@@ -1,0 +1,148 @@
+"""From a step's logits to its tokens, for one request, whatever shares the batch.
+
+Greedy and beam search give the tokens of transformers' `generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from serving.steppers.advance import Advance, Decoding, not_finite, require_finite
+from serving.steppers.beam_search import BeamSearch
+from serving.steppers.parameters import GenerationParameters
+from serving.steppers.processors import History, Scores
+from serving.steppers.sampling import candidates, draw
+from serving.steppers.settings import GenerationSettings
+
+NOT_FINITE = -1
+"""Stands for the token of a row whose logits hold NaN or infinity."""
+
+
+def decoding_for(
+    settings: GenerationSettings, parameters: GenerationParameters, prompt: Sequence[int]
+) -> Decoding:
+    """The strategy that a request's parameters ask for.
+
+    `prompt` holds the decoder's first tokens: the text of a decoder-only model, or the one token
+    with which an encoder-decoder model starts.
+    """
+    if parameters.num_beams > 1:
+        return BeamSearch(settings, parameters, prompt)
+    if parameters.do_sample:
+        return Sampling(settings, parameters, prompt)
+    return Greedy(settings, parameters, prompt)
+
+
+def best_tokens(logits: Scores, suppressed: frozenset[int]) -> list[int]:
+    """What `Greedy.take` wants, for all rows of a batch: their best tokens, or `NOT_FINITE`.
+
+    `suppressed` are the settings' `suppressed_token_ids`.
+    """
+    best = logits.argmax(axis=1)
+    finite = np.isfinite(logits[np.arange(len(best)), best])
+    tokens: list[int] = (best if finite.all() else np.where(finite, best, NOT_FINITE)).tolist()
+    if not suppressed.isdisjoint(tokens):
+        for row, token in enumerate(tokens):
+            if token in suppressed:
+                allowed = logits[row].copy()
+                allowed[list(suppressed)] = -np.inf
+                tokens[row] = int(allowed.argmax())
+    return tokens
+
+
+class _OneRow:
+    """A request that writes a text token by token."""
+
+    __slots__ = ("_eos", "_first", "_last", "_left", "rows")
+
+    def __init__(
+        self,
+        settings: GenerationSettings,
+        parameters: GenerationParameters,
+        prompt: Sequence[int],
+    ):
+        self.rows = 1
+        self._eos = frozenset(settings.eos_token_ids)
+        self._left = parameters.max_new_tokens
+        self._first = settings.forced_bos_token_id if len(prompt) == 1 else None
+        self._last = settings.forced_eos_token_id
+
+    def take(self, token: int) -> Advance:
+        """Take a step with the token that was chosen; see `Greedy.plain`."""
+        if token < 0:
+            raise not_finite()
+        self._left = left = self._left - 1
+        if self._first is not None:
+            token, self._first = self._first, None
+        if left == 0 and self._last is not None:
+            token = self._last
+        if token in self._eos:
+            return Advance([], None, [], "eos")
+        if left == 0:
+            return Advance([], None, [token], "length")
+        return Advance([token], None, [token], None)
+
+
+class Greedy(_OneRow):
+    """The most likely token.
+
+    A `plain` request needs nothing of its logits but where the largest is: `take` with what
+    `best_tokens` found for the whole batch does what `advance` does, and much faster.
+    """
+
+    __slots__ = ("_history", "_suppressed", "plain")
+
+    def __init__(
+        self,
+        settings: GenerationSettings,
+        parameters: GenerationParameters,
+        prompt: Sequence[int],
+    ):
+        super().__init__(settings, parameters, prompt)
+        self.plain = (
+            parameters.repetition_penalty == 1.0
+            and parameters.no_repeat_ngram_size == 0
+            and parameters.min_new_tokens == 0
+        )
+        self._suppressed = frozenset(settings.suppressed_token_ids)
+        self._history = None if self.plain else History(settings, parameters, prompt)
+
+    def advance(self, logits: Scores) -> Advance:
+        if self._history is None:
+            return self.take(best_tokens(logits, self._suppressed)[0])
+        require_finite(logits)
+        scores = logits.copy()
+        self._history.process(scores)
+        token = int(scores.argmax())
+        self._history.append([token])
+        return self.take(token)
+
+
+class Sampling(_OneRow):
+    """A random token, which depends on nothing but this request's logits and its seed."""
+
+    __slots__ = ("_history", "_parameters", "_random")
+
+    def __init__(
+        self,
+        settings: GenerationSettings,
+        parameters: GenerationParameters,
+        prompt: Sequence[int],
+    ):
+        super().__init__(settings, parameters, prompt)
+        self._parameters = parameters
+        self._history = History(settings, parameters, prompt)
+        self._random = np.random.Generator(np.random.PCG64(parameters.seed))
+
+    def advance(self, logits: Scores) -> Advance:
+        require_finite(logits)
+        chosen = self._parameters
+        scores = logits.copy()
+        self._history.process(scores)
+        if chosen.temperature != 1.0:
+            scores /= chosen.temperature
+        token = draw(*candidates(scores[0], chosen.top_k, chosen.top_p), self._random)
+        self._history.append([token])
+        return self.take(token)

@@ -1,0 +1,166 @@
+"""Hugging Face checkpoint directories that can become graphs.
+
+Everything is read from the directory; nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, MarianMTModel
+
+from training.errors import CheckpointError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
+_PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+Model = MarianMTModel | GPT2LMHeadModel | LlamaForCausalLM
+
+
+@dataclass(frozen=True)
+class Architecture:
+    model: type[Model]
+    task: str
+    tokenizer_files: tuple[str, ...]
+
+
+_TEXT_GENERATION = "text_generation", ("tokenizer.json",)
+
+ARCHITECTURES = {
+    "MarianMTModel": Architecture(
+        MarianMTModel,
+        "translation",
+        ("source.spm", "target.spm", "vocab.json", "tokenizer_config.json"),
+    ),
+    "GPT2LMHeadModel": Architecture(GPT2LMHeadModel, *_TEXT_GENERATION),
+    "LlamaForCausalLM": Architecture(LlamaForCausalLM, *_TEXT_GENERATION),
+}
+
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Those whose angles depend on the position alone."""
+
+
+def architecture_of(checkpoint: Path) -> Architecture:
+    """Look at a directory's files. Raises `CheckpointError` if it cannot be exported."""
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"{checkpoint} is not a directory")
+    config = _read_config(checkpoint / CONFIG_FILE)
+    names = config.get("architectures") or []
+    if len(names) != 1 or names[0] not in ARCHITECTURES:
+        found = " and ".join(map(str, names)) or "none"
+        raise CheckpointError(
+            f"{checkpoint / CONFIG_FILE}: the architecture is {found}, and those that can be"
+            f" exported are {', '.join(ARCHITECTURES)}"
+        )
+    architecture = ARCHITECTURES[names[0]]
+    _check_config(checkpoint / CONFIG_FILE, config)
+    _check_files(checkpoint, architecture)
+    return architecture
+
+
+def load_checkpoint(checkpoint: Path) -> Model:
+    """The model in FP32, ready to infer. Raises `CheckpointError`."""
+    architecture = architecture_of(checkpoint)
+    try:
+        with _quiet():
+            loaded: Any = architecture.model.from_pretrained(
+                checkpoint,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except SafetensorError as error:
+        raise CheckpointError(f"{checkpoint}: the weights cannot be read: {error}") from error
+    # Whatever a config may hold, `transformers` finds its own way to fail on it.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{checkpoint}: transformers cannot load it: {reason}") from error
+    model: Model
+    model, found = loaded
+    model.requires_grad_(False)
+    for keys, problem in (
+        (found["missing_keys"], "lack"),
+        (found["unexpected_keys"], "have what the model has no place for:"),
+        (found["mismatched_keys"], "have another shape than config.json says:"),
+    ):
+        if keys:
+            first = min(str(key[0] if isinstance(key, tuple) else key) for key in keys)
+            raise CheckpointError(f"{checkpoint}: the weights {problem} {first}")
+    return model
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}: expected a Hugging Face checkpoint"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} cannot be read: expected an object")
+    return config
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    """Refuse what would be another model than the one that is exported."""
+    refused = {
+        "quantization_config": "whose weights are not numbers that can be exported",
+        "sliding_window": "and every token of the graph attends to all before it",
+        "add_cross_attention": "and a text has nothing to attend across to",
+    }
+    for name, reason in refused.items():
+        if config.get(name):
+            raise CheckpointError(f"{path}: {name} is set, {reason}")
+    if config.get("is_causal") is False:
+        raise CheckpointError(f"{path}: is_causal is false, and text is generated forwards only")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in _ROPE_TYPES:
+        raise CheckpointError(
+            f"{path}: the rope type is {kind!r}, and those whose angles depend on the position"
+            f" alone are {', '.join(_ROPE_TYPES)}"
+        )
+
+
+def _check_files(checkpoint: Path, architecture: Architecture) -> None:
+    if (checkpoint / "adapter_config.json").exists():
+        raise CheckpointError(f"{checkpoint} holds an adapter: merge it into its model first")
+    if not any((checkpoint / name).exists() for name in WEIGHTS_FILES):
+        pickles = sorted(path.name for kind in _PICKLES for path in checkpoint.glob(kind))
+        raise CheckpointError(
+            f"{checkpoint}: {pickles[0]} is a pickle, which can run code when it is read:"
+            " save the model again, as safetensors"
+            if pickles
+            else f"{checkpoint} has no {WEIGHTS_FILES[0]}"
+        )
+    for name in architecture.tokenizer_files:
+        if not (checkpoint / name).exists():
+            raise CheckpointError(f"{checkpoint} has no {name}, and its tokenizer needs it")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars and remarks; what goes wrong is raised."""
+    log: Any = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()

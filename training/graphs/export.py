@@ -1,0 +1,38 @@
+"""From a checkpoint directory to what a version directory needs to generate text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from training import durable
+from training.errors import CheckpointError
+from training.graphs.checkpoint import architecture_of, load_checkpoint
+from training.graphs.graphs import to_onnx
+from training.graphs.names import SETTINGS_FILE
+from training.graphs.settings import generation_settings, renormalized
+
+_LARGEST_GRAPH = 2**31 - 1
+"""Bytes that one protobuf message can have."""
+
+
+def export_generation(checkpoint: Path, destination: Path) -> None:
+    """Write graphs, generation.json and the tokenizer's files into a directory.
+
+    Raises `CheckpointError` for a checkpoint that cannot be exported as what it is.
+    """
+    architecture = architecture_of(checkpoint)
+    model = load_checkpoint(checkpoint)
+    settings = generation_settings(model)
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    if size > _LARGEST_GRAPH:
+        raise CheckpointError(
+            f"{checkpoint}: the weights are {size / 2**30:.1f} GiB in FP32, and a graph holds 2"
+        )
+    destination.mkdir(parents=True, exist_ok=True)
+    for name, graph in to_onnx(model, renormalized(model)).items():
+        (destination / name).write_bytes(graph.SerializeToString())
+    durable.write(destination / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
+    for name in architecture.tokenizer_files:
+        shutil.copyfile(checkpoint / name, destination / name)

@@ -1,0 +1,126 @@
+"""The modules that are traced. The names of their arguments are the names of the graph's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, MarianMTModel
+from transformers.cache_utils import EncoderDecoderCache
+
+from training.graphs.attention import Attended, KeysAndValues, NewTokens, pad_heads
+
+
+class LanguageModelDecoder(nn.Module):
+    """Some tokens of each row: a step of one, or a whole prompt padded at its end."""
+
+    def __init__(self, model: GPT2LMHeadModel | LlamaForCausalLM, never: Sequence[int]):
+        super().__init__()
+        self.decoder = model.base_model
+        self.head = _Head(model, never)
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, lengths: Tensor, past: Sequence[KeysAndValues]
+    ) -> tuple[Tensor, list[KeysAndValues]]:
+        attended = Attended(lengths, past)
+        hidden = self.decoder(
+            input_ids=input_ids,
+            position_ids=positions,
+            cache=NewTokens(),
+            use_cache=True,
+            attended=attended,
+        ).last_hidden_state
+        last = lengths.long() - 1 - positions[:, 0]
+        hidden = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2])).squeeze(1)
+        return self.head(hidden), attended.present
+
+
+class MarianEncoder(nn.Module):
+    """Source texts to what the decoder's layers need of them, computed once."""
+
+    def __init__(self, model: MarianMTModel):
+        super().__init__()
+        self.encoder = model.model.encoder
+        attentions = [layer.encoder_attn for layer in model.model.decoder.layers]
+        self.keys = nn.ModuleList(attention.k_proj for attention in attentions)
+        self.values = nn.ModuleList(attention.v_proj for attention in attentions)
+        self.head_dim = attentions[0].head_dim
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> list[KeysAndValues]:
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        shape = (*hidden.shape[:2], -1, self.head_dim)
+
+        def heads(project: nn.Module) -> Tensor:
+            return pad_heads(project(hidden).view(shape).transpose(1, 2))
+
+        return [
+            (heads(keys), heads(values))
+            for keys, values in zip(self.keys, self.values, strict=True)
+        ]
+
+
+class MarianDecoder(nn.Module):
+    """One token of each row."""
+
+    def __init__(self, model: MarianMTModel, never: Sequence[int]):
+        super().__init__()
+        self.decoder = model.model.decoder
+        self.head = _Head(model, never)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        lengths: Tensor,
+        source_lengths: Tensor,
+        past: Sequence[KeysAndValues],
+        cross: Sequence[KeysAndValues],
+    ) -> tuple[Tensor, list[KeysAndValues], list[KeysAndValues]]:
+        attended = Attended(lengths, past, source_lengths)
+        hidden = self.decoder(
+            input_ids=input_ids,
+            # Masks and the encoder's states are asked for and not used: lengths and `cross` are.
+            attention_mask=positions,
+            encoder_hidden_states=cross[0][0],
+            cache=_MarianCache(positions, cross),
+            use_cache=True,
+            attended=attended,
+        ).last_hidden_state
+        return self.head(hidden[:, 0]), attended.present, attended.present_cross
+
+
+class _Head(nn.Module):
+    """Logits of hidden states; those of the tokens in `never` are minus infinity."""
+
+    def __init__(
+        self, model: MarianMTModel | GPT2LMHeadModel | LlamaForCausalLM, never: Sequence[int]
+    ):
+        super().__init__()
+        self.head = model.lm_head
+        self.bias = getattr(model, "final_logits_bias", None)
+        if never:
+            bias = torch.zeros(1, model.lm_head.out_features) if self.bias is None else self.bias
+            self.bias = bias.clone().index_fill(1, torch.tensor(never), -torch.inf)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.head(hidden)
+        return logits if self.bias is None else logits + self.bias
+
+
+class _MarianCache(EncoderDecoderCache):
+    """Holds every layer's keys and values of the source text."""
+
+    def __init__(self, positions: Tensor, cross: Sequence[KeysAndValues]):
+        self.self_attention_cache: Any = NewTokens()
+        self.cross_attention_cache: Any = SimpleNamespace(
+            layers=[SimpleNamespace(keys=keys, values=values) for keys, values in cross]
+        )
+        self.is_updated = dict.fromkeys(range(len(cross)), True)
+        self._positions = positions
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        """What the decoder adds to 0, 1, … to make the tokens' positions."""
+        return self._positions - torch.arange(self._positions.shape[1])

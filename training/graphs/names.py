@@ -1,0 +1,5 @@
+"""What the files of a version that generates text are called."""
+
+ENCODER_FILE = "encoder.onnx"
+DECODER_FILE = "decoder.onnx"
+SETTINGS_FILE = "generation.json"

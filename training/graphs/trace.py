@@ -1,0 +1,90 @@
+"""From a wrapper module to the graph that is served."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import nn
+
+SMALLEST_HALVED = 1024
+"""Numbers of the smallest tensor that is worth storing in half the bytes."""
+
+
+def trace(
+    module: nn.Module,
+    inputs: Mapping[str, Any],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_shapes: Mapping[str, Any],
+) -> ModelProto:
+    """Trace a module. Its arguments may be nested; the names are their tensors', in order."""
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            kwargs=dict(inputs),
+            input_names=list(input_names),
+            output_names=list(output_names),
+            dynamic_shapes=dict(dynamic_shapes),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None, "torch.onnx.export(dynamo=True) returns a program. This is a bug."
+    # Notes on where each node comes from hold the paths of source files.
+    ClearMetadataAndDocStringPass()(program.model)
+    graph = program.model_proto
+    _halve(graph)
+    onnx.checker.check_model(graph, full_check=True)
+    return graph
+
+
+def _halve(model: ModelProto) -> None:
+    """Store as FP16 every weight that is the same number there; it is computed with as FP32.
+
+    ONNX Runtime casts it once, when it loads the graph.
+    """
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        weights = numpy_helper.to_array(tensor)
+        if weights.size < SMALLEST_HALVED:
+            continue
+        with np.errstate(over="ignore"):
+            halved = weights.astype(np.float16)
+        if not np.array_equal(halved.astype(np.float32), weights):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(halved, f"{name}.fp16"))
+        casts.append(
+            helper.make_node("Cast", [tensor.name], [name], f"{name}.cast", to=TensorProto.FLOAT)
+        )
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says about itself; what goes wrong is raised."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # torch 2.13 uses names of its own that it has deprecated.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            # Said of every axis that several tensors share.
+            warnings.filterwarnings("ignore", "# The axis name: ", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
