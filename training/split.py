@@ -36,8 +36,13 @@ class Split:
     """sha256 of which content went where."""
 
 
-def split_by_content(digests: Sequence[str], targets: Sequence[int]) -> Split:
-    """Cut each class, ordered by its examples' digests, into about 70, 10 and 20 per cent.
+def split_by_content(
+    digests: Sequence[str],
+    targets: Sequence[int],
+    validation: float = VALIDATION_FRACTION,
+    held_out: float = HELD_OUT_FRACTION,
+) -> Split:
+    """Cut each class, ordered by its examples' digests; what the fractions leave is to learn from.
 
     Copies of one example share its digest and hence its part. Every class needs at least
     `MIN_DISTINCT_PER_CLASS` different examples, and no example may be in two classes: whoever
@@ -50,8 +55,8 @@ def split_by_content(digests: Sequence[str], targets: Sequence[int]) -> Split:
         by_class.setdefault(target, {}).setdefault(digest, []).append(index)
     for target, copies in sorted(by_class.items()):
         ordered = sorted(copies)
-        held_out_from = len(ordered) - max(1, round(HELD_OUT_FRACTION * len(ordered)))
-        validation_from = held_out_from - max(1, round(VALIDATION_FRACTION * len(ordered)))
+        held_out_from = len(ordered) - max(1, round(held_out * len(ordered)))
+        validation_from = held_out_from - max(1, round(validation * len(ordered)))
         for rank, digest in enumerate(ordered):
             if rank < validation_from:
                 part = "train"

@@ -11,6 +11,7 @@ from training.recipe import Recipe
 
 RECIPES = {
     "digits": "training.recipes.digits:digits",
+    "translator": "training.recipes.translator:translator",
 }
 
 

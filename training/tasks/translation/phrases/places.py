@@ -1,0 +1,99 @@
+"""Which places and languages the sentences speak of, and what grammar must know of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from training.tasks.translation.phrases.words import Parallel, Word, split
+
+TERRITORIES = split(
+    "AD AE AF AL AM AO AR AT AU AZ BA BD BE BF BG BH BI BJ BO BR BT BW BY BZ CA CH CL CM"
+    " CN CO CR CU CV CY CZ DE DJ DK DO DZ EC EE EG ER ES ET FI FJ FR GA GB GE GH GM GN GR"
+    " GT GY HN HR HT HU ID IE IL IN IQ IR IS IT JM JO JP KE KG KH KM KP KR KW KZ LA LB LI"
+    " LK LR LS LT LU LV LY MA MC MD ME MG MK ML MN MR MT MU MV MW MX MY MZ NA NE NG NI NL"
+    " NO NP NZ OM PA PE PG PH PK PL PT PY QA RO RS RU RW SA SC SD SE SG SI SK SL SM SN SO"
+    " SR SS SV SY TD TG TH TJ TM TN TO TR TT TZ UA UG US UY UZ VE VN YE ZA ZM ZW"
+)
+"""Keys of CLDR's table, as ISO 3166 has them; those whose names everybody writes."""
+
+LANGUAGES = split(
+    "af am ar az be bg bn bs ca cs cy da de el en eo es et eu fa fi fr ga gl he hi hr hu"
+    " hy id is it ja ka kk km ko ku ky la lb lo lt lv mk mn ms mt my ne nl no pl ps pt ro"
+    " ru sk sl so sq sr sv sw ta te th tr uk ur uz vi zh zu"
+)
+"""Keys of CLDR's table, as ISO 639 has them."""
+
+CITIES = split(
+    "Africa/Accra Africa/Addis_Ababa Africa/Algiers Africa/Casablanca Africa/Dakar"
+    " Africa/Kampala Africa/Khartoum Africa/Kinshasa Africa/Lagos Africa/Luanda"
+    " Africa/Nairobi Africa/Tunis America/Argentina/Buenos_Aires America/Bogota"
+    " America/Caracas America/Chicago America/Denver America/Guayaquil America/Lima"
+    " America/Los_Angeles America/Managua America/Montevideo America/New_York"
+    " America/Santo_Domingo America/Sao_Paulo America/Toronto America/Vancouver"
+    " Asia/Baghdad Asia/Baku Asia/Bangkok Asia/Beirut Asia/Colombo Asia/Damascus"
+    " Asia/Dhaka Asia/Dubai Asia/Irkutsk Asia/Jakarta Asia/Jerusalem Asia/Kabul"
+    " Asia/Karachi Asia/Kathmandu Asia/Kuala_Lumpur Asia/Manila Asia/Riyadh Asia/Samarkand"
+    " Asia/Seoul Asia/Shanghai Asia/Singapore Asia/Taipei Asia/Tashkent Asia/Tbilisi"
+    " Asia/Tehran Asia/Tokyo Asia/Vladivostok Australia/Melbourne Australia/Perth"
+    " Australia/Sydney Europe/Amsterdam Europe/Athens Europe/Belgrade Europe/Berlin"
+    " Europe/Bratislava Europe/Brussels Europe/Bucharest Europe/Budapest Europe/Copenhagen"
+    " Europe/Dublin Europe/Istanbul Europe/Kyiv Europe/Lisbon Europe/Ljubljana"
+    " Europe/London Europe/Madrid Europe/Minsk Europe/Moscow Europe/Oslo Europe/Paris"
+    " Europe/Prague Europe/Riga Europe/Rome Europe/Sarajevo Europe/Sofia Europe/Stockholm"
+    " Europe/Tallinn Europe/Vienna Europe/Vilnius Europe/Warsaw Europe/Zagreb"
+    " Europe/Zurich Pacific/Auckland"
+)
+"""Time zones whose exemplar city has a name in every language, and none with an article."""
+
+
+@dataclass(frozen=True)
+class Country:
+    """How a country's name is built into a sentence."""
+
+    french: Literal["feminine", "masculine", "vowel", "plural"]
+    german: Literal["none", "der", "den"] = "none"
+    """The article after "in" and "aus"."""
+    english: Literal["", "the "] = ""
+    spanish: Literal["", "los "] = ""
+
+    def decline(self, names: dict[str, str]) -> Parallel:
+        en, de, fr, es = (names[code] for code in ("en", "de", "fr", "es"))
+        article = "" if self.german == "none" else f"{self.german} "
+        # All plurals here take -n in the dative, which "in" and "aus" ask for.
+        de_dative = f"{article}{de}"
+        inside, origin = {
+            "feminine": (f"en {fr}", f"de {fr}"),
+            "vowel": (f"en {fr}", f"d’{fr}"),
+            "masculine": (f"au {fr}", f"du {fr}"),
+            "plural": (f"aux {fr}", f"des {fr}"),
+        }[self.french]
+        return {
+            "en": Word(en, **{"in": f"in {self.english}{en}", "from": f"from {self.english}{en}"}),
+            "de": Word(de, **{"in": f"in {de_dative}", "from": f"aus {de_dative}"}),
+            "fr": Word(fr, **{"in": inside, "from": origin}),
+            "es": Word(es, **{"in": f"en {self.spanish}{es}", "from": f"de {self.spanish}{es}"}),
+        }
+
+
+COUNTRIES = {
+    **dict.fromkeys(
+        split("FR BE PL CZ HU SI HR RS RO BG GR SE NO FI LV LT RU CO BO CN KR TH MY NZ TN JO"),
+        Country("feminine"),
+    ),
+    **dict.fromkeys(
+        split("DE ES IT IE AT IS EE AR EC UY IN ID AU EG DZ ZA IL SA ET"),
+        Country("vowel"),
+    ),
+    **dict.fromkeys(
+        split("PT LU DK CA MX BR CL PE PY VE JP VN MA KE NG SN GH NP CM"),
+        Country("masculine"),
+    ),
+    "CH": Country("feminine", german="der"),
+    "SK": Country("feminine", german="der"),
+    "TR": Country("feminine", german="der"),
+    "UA": Country("vowel", german="der"),
+    "NL": Country("plural", german="den", english="the ", spanish="los "),
+    "PH": Country("plural", german="den", english="the "),
+    "US": Country("plural", german="den", english="the "),
+}
