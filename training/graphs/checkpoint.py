@@ -49,6 +49,11 @@ ARCHITECTURES = (
     Architecture("LlamaForCausalLM", LlamaForCausalLM, *_TEXT_GENERATION),
 )
 
+_OPTIONAL_FILES = ("tokenizer_config.json",)
+
+_CONSTANTS = (".attn.masked_bias",)
+"""Ends of names under which early GPT-2 checkpoints keep what is no weight."""
+
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Those whose angles depend on the position alone."""
 
@@ -69,6 +74,12 @@ def architecture_of(checkpoint: Path) -> Architecture:
     _check_config(checkpoint / CONFIG_FILE, config)
     _check_files(checkpoint, architecture)
     return architecture
+
+
+def tokenizer_files(checkpoint: Path) -> list[Path]:
+    """Those that serving may read."""
+    names = (*architecture_of(checkpoint).tokenizer_files, *_OPTIONAL_FILES)
+    return [checkpoint / name for name in dict.fromkeys(names) if (checkpoint / name).exists()]
 
 
 def load_checkpoint(checkpoint: Path) -> Model:
@@ -95,9 +106,10 @@ def load_checkpoint(checkpoint: Path) -> Model:
     model: Model
     model, found = loaded
     model.requires_grad_(False)
+    unexpected = {key for key in found["unexpected_keys"] if not key.endswith(_CONSTANTS)}
     for keys, problem in (
         (found["missing_keys"], "lack"),
-        (found["unexpected_keys"], "have what the model has no place for:"),
+        (unexpected, "have what the model has no place for:"),
         (found["mismatched_keys"], "have another shape than config.json says:"),
     ):
         if keys:

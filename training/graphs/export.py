@@ -8,7 +8,7 @@ from pathlib import Path
 
 from training import durable
 from training.errors import CheckpointError
-from training.graphs.checkpoint import Model, architecture_of, load_checkpoint
+from training.graphs.checkpoint import Model, load_checkpoint, tokenizer_files
 from training.graphs.graphs import to_onnx
 from training.graphs.names import SETTINGS_FILE
 from training.graphs.settings import generation_settings, renormalized
@@ -39,5 +39,5 @@ def export_loaded(model: Model, checkpoint: Path, destination: Path) -> None:
     for name, graph in to_onnx(model, renormalized(model)).items():
         (destination / name).write_bytes(graph.SerializeToString())
     durable.write(destination / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
-    for name in architecture_of(checkpoint).tokenizer_files:
-        shutil.copyfile(checkpoint / name, destination / name)
+    for path in tokenizer_files(checkpoint):
+        shutil.copyfile(path, destination / path.name)
