@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "training.cli:export",
     "quantize": "training.cli:quantize",
     "publish": "training.cli:publish",
+    "import": "training.importing_cli:import_model",
     "check": "serving.cli:check",
     "serve": "serving.cli:serve",
     "health": "serving.client:health",

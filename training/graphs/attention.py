@@ -34,8 +34,8 @@ def padded_head(head_dim: int) -> int:
 
 def pad_heads(states: Tensor) -> Tensor:
     """Zeros in keys and queries change no product, and in values none that is read."""
-    head_dim = states.shape[-1]
-    return nn.functional.pad(states, (0, padded_head(head_dim) - head_dim))
+    missing = padded_head(states.shape[-1]) - states.shape[-1]
+    return nn.functional.pad(states, (0, missing)) if missing else states
 
 
 @dataclass

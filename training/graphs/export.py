@@ -8,10 +8,11 @@ from pathlib import Path
 
 from training import durable
 from training.errors import CheckpointError
-from training.graphs.checkpoint import architecture_of, load_checkpoint
+from training.graphs.checkpoint import Model, load_checkpoint, tokenizer_files
 from training.graphs.graphs import to_onnx
 from training.graphs.names import SETTINGS_FILE
 from training.graphs.settings import generation_settings, renormalized
+from training.graphs.tokenizers import read_tokenizer
 
 _LARGEST_GRAPH = 2**31 - 1
 """Bytes that one protobuf message can have."""
@@ -22,9 +23,13 @@ def export_generation(checkpoint: Path, destination: Path) -> None:
 
     Raises `CheckpointError` for a checkpoint that cannot be exported as what it is.
     """
-    architecture = architecture_of(checkpoint)
-    model = load_checkpoint(checkpoint)
+    export_loaded(load_checkpoint(checkpoint), checkpoint, destination)
+
+
+def export_loaded(model: Model, checkpoint: Path, destination: Path) -> None:
+    """The same, of a model that `load_checkpoint` read."""
     settings = generation_settings(model)
+    read_tokenizer(checkpoint, model)
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     if size > _LARGEST_GRAPH:
         raise CheckpointError(
@@ -34,5 +39,5 @@ def export_generation(checkpoint: Path, destination: Path) -> None:
     for name, graph in to_onnx(model, renormalized(model)).items():
         (destination / name).write_bytes(graph.SerializeToString())
     durable.write(destination / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
-    for name in architecture.tokenizer_files:
-        shutil.copyfile(checkpoint / name, destination / name)
+    for path in tokenizer_files(checkpoint):
+        shutil.copyfile(path, destination / path.name)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, MarianMTModel
 from transformers.cache_utils import EncoderDecoderCache
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from training.graphs.attention import Attended, KeysAndValues, NewTokens, pad_heads
 
@@ -45,20 +46,19 @@ class Rotary(nn.Module):
     another last bit; so each row is made of whole vectors.
     """
 
-    def __init__(self, original: nn.Module):
+    def __init__(self, original: LlamaRotaryEmbedding):
         super().__init__()
         frequencies = original.inv_freq
-        assert isinstance(frequencies, Tensor)
         self.width = len(frequencies)
-        self.scaling = original.attention_scaling
+        self.scaling: float = original.attention_scaling
         self.frequencies = nn.functional.pad(frequencies, (0, -self.width % 16))
 
     def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         angles = position_ids[..., None].float() * self.frequencies
 
         def both_halves(values: Tensor) -> Tensor:
-            half = values[..., : self.width]
-            return torch.cat((half, half), dim=-1) * self.scaling
+            half = values[..., : self.width] * self.scaling
+            return torch.cat((half, half), dim=-1)
 
         return both_halves(angles.cos()), both_halves(angles.sin())
 
