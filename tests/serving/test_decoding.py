@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from serving.errors import InferenceFailed, InvalidRequest
+from serving.errors import InferenceFailed
 from serving.steppers.beam_search import BeamSearch
 from serving.steppers.decoding import Greedy, Sampling, best_tokens, decoding_for
 from serving.steppers.parameters import GenerationParameters
@@ -266,12 +266,11 @@ def test_the_seed_alone_decides() -> None:
     assert sample(None) != sample(None)
 
 
-def test_repetition_that_leaves_no_token_is_the_request_s_mistake() -> None:
+def test_a_text_ends_where_no_token_may_be_repeated() -> None:
     settings = GenerationSettings(max_length=9, vocab_size=2, eos_token_ids=(), pad_token_id=0)
     logits: Scores = np.zeros((1, 2), np.float32)
     parameters = GenerationParameters(do_sample=True, no_repeat_ngram_size=1)
-    with pytest.raises(InvalidRequest, match="no token"):
-        Sampling(settings, parameters, [0, 1]).advance(logits)
+    assert Sampling(settings, parameters, [0, 1]).advance(logits).finished == "length"
 
 
 @given(

@@ -53,7 +53,9 @@ def test_the_same_directory_answers_the_same_in_both(peer: Peer, repository: Pat
     ]
     questions += [("a sampled one", {"do_sample": True, "seed": 7, "max_new_tokens": 12})]
     with serving(repository) as server, ThreadPoolExecutor(8) as threads:
-        theirs = list(threads.map(lambda case: ask(f"127.0.0.1:{peer.grpc_port}", *case), questions))
+        theirs = list(
+            threads.map(lambda case: ask(f"127.0.0.1:{peer.grpc_port}", *case), questions)
+        )
         ours = list(threads.map(lambda case: ask(server.grpc, *case), questions))
     assert [b"".join(parts) for parts in theirs] == [b"".join(parts) for parts in ours]
     assert max(len(parts) for parts in theirs) > 5
