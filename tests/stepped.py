@@ -19,7 +19,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from serving.triton_backend import MODEL_FILE, MODEL_TEXT
 from tests.serving.text_models import write_byte_level, write_marian
 from training.graphs.export import export_generation
 
@@ -99,7 +98,6 @@ def _write(
     model.save_pretrained(checkpoint)
     version = repository / name / "1"
     export_generation(checkpoint, version)
-    (version / MODEL_FILE).write_text(MODEL_TEXT)
     (repository / name / "config.pbtxt").write_text(
         f"""
 backend: "python"

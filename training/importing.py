@@ -9,16 +9,16 @@ from pathlib import Path
 from serving.pbtxt import CONFIG_FILE, read_config
 from serving.types import DYNAMIC, TensorSpec
 from training import durable
-from training.data import sha256_hex
 from training.errors import CheckpointError, PublishRefused
 from training.graphs.checkpoint import WEIGHTS, Architecture, architecture_of, load_checkpoint
 from training.graphs.export import export_loaded
 from training.graphs.parity import verify_generation
 from training.graphs.tokenizers import read_tokenizer
+from training.parity import ParityReport
 from training.publish import CARD_FILE, MANIFEST_FILE, take_next_version
 from training.record import Record
 from training.runs import PARITY_FILE
-from training.verify import ParityReport
+from training.split import sha256_hex
 
 STEPPER = "generation"
 MAX_BATCH_SIZE = 32

@@ -108,6 +108,7 @@ class Numbers:
     special = frozenset({EOS, PAD})
     unsettled = frozenset[int]()
     languages: tuple[str, ...] = ()
+    source_language: str | None = None
 
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]

@@ -19,7 +19,7 @@ from training.errors import ParityError
 from training.graphs import parity
 from training.graphs.reference import ReferenceHost
 from training.importing_cli import import_model
-from training.verify import ParityReport
+from training.parity import ParityReport
 
 
 def slipway_import(*arguments: object) -> Result:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from serving.triton_backend import MODEL_FILE, MODEL_TEXT
 from training import durable
 from training.errors import CheckpointError
 from training.graphs.checkpoint import Model, load_checkpoint, tokenizer_files
@@ -19,7 +20,7 @@ _LARGEST_GRAPH = 2**31 - 1
 
 
 def export_generation(checkpoint: Path, destination: Path) -> None:
-    """Write graphs, generation.json and the tokenizer's files into a directory.
+    """Write graphs, generation.json, the tokenizer's files and Triton's model.py into a directory.
 
     Raises `CheckpointError` for a checkpoint that cannot be exported as what it is.
     """
@@ -41,3 +42,4 @@ def export_loaded(model: Model, checkpoint: Path, destination: Path) -> None:
     durable.write(destination / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
     for path in tokenizer_files(checkpoint):
         shutil.copyfile(path, destination / path.name)
+    durable.write(destination / MODEL_FILE, MODEL_TEXT)
