@@ -75,7 +75,14 @@ def test_a_translator_becomes_a_version(translator: Path, tmp_path: Path) -> Non
     verify_checksums(found.directory)
     assert {path.name for path in found.directory.iterdir()} == {
         *("encoder.onnx", "decoder.onnx", "generation.json", "source.spm", "target.spm"),
-        *("vocab.json", "tokenizer_config.json", "manifest.json", "parity.json", "README.md"),
+        *(
+            "vocab.json",
+            "tokenizer_config.json",
+            "manifest.json",
+            "parity.json",
+            "README.md",
+            "model.py",
+        ),
     }
     assert [path.name for path in repository.iterdir()] == ["opus-mt"]
     report = ParityReport.load(found.directory / "parity.json")
