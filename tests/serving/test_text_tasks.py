@@ -1,4 +1,4 @@
-"""Text tasks in the schemas of Hugging Face Inference; the model echoes."""
+"""Text tasks in the schemas of Hugging Face Inference, of models that echo and of real ones."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ import numpy as np
 import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from transformers import (
+    GPT2LMHeadModel,
+    MarianMTModel,
+    MarianTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from serving.errors import InvalidRequest
 from serving.tasks import Question, load_task
 from serving.tasks.text_generation import TextGeneration
 from serving.tasks.translation import Translation
 from tests.serving.text_models import write_byte_level, write_marian
+from tests.stepped import write_language_model, write_translator
 from tests.support import RunningServer, call, serving, write_config
 
 CONFIG = """
@@ -192,3 +199,39 @@ def test_a_text_cannot_ask_for_another_language_than_its_caller() -> None:
 def test_tasks_are_loaded_by_name(tmp_path: Path) -> None:
     assert isinstance(load_task("text_generation", tmp_path), TextGeneration)
     assert isinstance(load_task("translation", write_marian(tmp_path)), Translation)
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses:UserWarning")
+def test_clients_get_the_texts_of_transformers(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    checkpoint = write_translator(repository, "translator")
+    translator: Any = MarianMTModel.from_pretrained(checkpoint)
+    words: Any = MarianTokenizer.from_pretrained(checkpoint)
+    checkpoint = write_language_model(repository, "writer")
+    writer: Any = GPT2LMHeadModel.from_pretrained(checkpoint)
+    pieces: Any = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+
+    def expected(model: Any, tokenizer: Any, text: str, **parameters: Any) -> str:
+        output = model.generate(**tokenizer(text, return_tensors="pt"), **parameters)
+        decoded: str = tokenizer.decode(output[0], skip_special_tokens=True)
+        return decoded
+
+    variants: list[dict[str, Any]] = [
+        {"max_new_tokens": 20, "num_beams": 4},
+        {"max_new_tokens": 20, "repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
+    ]
+    with serving(repository) as server:
+        client = InferenceClient(model=f"http://{server.http}/models/translator")
+        for variant in variants:
+            answer = client.translation(
+                "the lazy dog", src_lang="en", tgt_lang="fr", generate_parameters=variant
+            )
+            text = ">>fr<< the lazy dog"
+            assert answer.translation_text == expected(translator, words, text, **variant)
+        client = InferenceClient(model=f"http://{server.http}/models/writer")
+        variant = {"max_new_tokens": 20, "repetition_penalty": 1.4}
+        text = client.text_generation("the quick", return_full_text=True, **variant)
+        assert text == expected(writer, pieces, "the quick", **variant)
+        status, answer = ask(server, "writer", {"inputs": "a", "parameters": {"top": 1}})
+        assert status == 400
+        assert "parameter 'top' is not known" in answer["error"]
