@@ -212,6 +212,10 @@ def odd_generation(checkpoint: Path) -> None:
     edit_generation(checkpoint, typical_p=0.3)
 
 
+def broken_generation(checkpoint: Path) -> None:
+    (checkpoint / "generation_config.json").write_text("{")
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -233,6 +237,7 @@ def odd_generation(checkpoint: Path) -> None:
         (quantized, "quantization_config is set"),
         (adapter, "holds an adapter"),
         (odd_generation, "typical_p=0.3"),
+        (broken_generation, "generation_config.json cannot be read"),
     ],
 )
 def test_a_mistake_gets_one_sentence(
@@ -248,6 +253,8 @@ def test_a_mistake_gets_one_sentence(
     ("changes", "said"),
     [
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"rope_scaling": "linear"}, "transformers cannot load it"),
+        ({"architectures": "GPT2"}, "the architecture is GPT2"),
         ({"sliding_window": 16}, "sliding_window is set"),
         ({"is_causal": False}, "is_causal is false"),
         ({"add_cross_attention": True}, "add_cross_attention is set"),

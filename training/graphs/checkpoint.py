@@ -20,6 +20,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM, MarianMTModel
 from training.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
 WEIGHTS = "*.safetensors"
 _PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -62,8 +63,12 @@ def architecture_of(checkpoint: Path) -> Architecture:
     """Look at a directory's files. Raises `CheckpointError` if it cannot be exported."""
     if not checkpoint.is_dir():
         raise CheckpointError(f"{checkpoint} is not a directory")
-    config = _read_config(checkpoint / CONFIG_FILE)
+    config = _read_object(checkpoint / CONFIG_FILE)
+    if (checkpoint / GENERATION_FILE).exists():
+        # `transformers` would go on without it.
+        _read_object(checkpoint / GENERATION_FILE)
     names = config.get("architectures") or []
+    names = names if isinstance(names, list) else [names]
     architecture = next((known for known in ARCHITECTURES if [known.name] == names), None)
     if architecture is None:
         found = ", ".join(map(str, names)) or "none"
@@ -118,7 +123,7 @@ def load_checkpoint(checkpoint: Path) -> Model:
     return model
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -145,7 +150,9 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
     if config.get("is_causal") is False:
         raise CheckpointError(f"{path}: is_causal is false, and text is generated forwards only")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = "default"
+    if isinstance(rope, dict):
+        kind = rope.get("rope_type") or rope.get("type") or kind
     if kind not in _ROPE_TYPES:
         raise CheckpointError(
             f"{path}: the rope type is {kind!r}, and those whose angles depend on the position"
