@@ -208,6 +208,8 @@ class GenerationStepper:
         parameters = settings.parameters(request.parameters, len(ids))
         start = settings.decoder_start_token_id
         prompt, source = (ids, []) if start is None else ([start], ids)
+        # What an encoder-decoder model writes stands by itself.
+        text = TextStream(self._tokenizer, parameters.stop, ids if start is None else ())
         decoding = decoding_for(settings, parameters, prompt)
         extents = [reserved_extent(len(prompt) + parameters.max_new_tokens, settings.max_length)]
         if settings.max_source is not None:
@@ -222,7 +224,7 @@ class GenerationStepper:
             prompt=prompt,
             source=source,
             decoding=decoding,
-            text=TextStream(self._tokenizer, parameters.stop),
+            text=text,
             streams=streams,
             has_stops=bool(parameters.stop),
         )

@@ -115,6 +115,21 @@ def test_a_stream_is_the_whole_text_in_parts(
 
 
 @PATIENT
+@given(st.text("the quick é", max_size=30), st.text("the quick é日", max_size=30))
+def test_a_stream_that_continues_a_prompt_is_what_the_tokens_add(
+    ours: Tokenizer, prompt: str, text: str
+) -> None:
+    whole = ours.encode(prompt + text)
+    before = whole[: len(ours.encode(prompt)) // 2]
+    begun = ours.decode(before)
+    if "\N{REPLACEMENT CHARACTER}" in begun:
+        return  # a prompt never ends within a character
+    stream = TextStream(ours, prompt=before)
+    parts = [stream.push([token]) for token in whole[len(before) :]]
+    assert begun + "".join([*parts, stream.finish()]) == ours.decode(whole)
+
+
+@PATIENT
 @given(st.lists(st.sampled_from(LETTERS + "日本語😀é"), max_size=80).map("".join))
 def test_a_stream_never_shows_half_a_character(ours: Tokenizer, text: str) -> None:
     if "\N{REPLACEMENT CHARACTER}" in ours.decode(ours.encode(text)):
