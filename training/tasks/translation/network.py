@@ -32,14 +32,13 @@ def build(settings: Model, vocabulary: Vocabulary, longest: int) -> MarianMTMode
         activation_function="relu",
         # Embeddings serve as the output layer, too; scaled, they suit both.
         scale_embedding=True,
-        init_std=settings.width**-0.5,
         pad_token_id=vocabulary.pad,
         eos_token_id=vocabulary.end,
         decoder_start_token_id=vocabulary.pad,
         forced_eos_token_id=None,
     )
     model = MarianMTModel(config)
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_length=longest,
         num_beams=1,
         do_sample=False,
@@ -74,7 +73,8 @@ def load(directory: Path) -> tuple[MarianMTModel, MarianTokenizer]:
     """In evaluation mode."""
     with _quiet():
         tokenizer = MarianTokenizer.from_pretrained(directory)
-    return MarianMTModel.from_pretrained(directory, dtype=torch.float32).eval(), tokenizer
+    model = MarianMTModel.from_pretrained(directory, dtype=torch.float32)
+    return model.train(False), tokenizer
 
 
 @contextmanager
