@@ -76,7 +76,7 @@ def test_spanish_and_changes_before_the_same_vowel() -> None:
 
 def test_countries_bring_their_prepositions() -> None:
     chance = Random(0)
-    found = {place["en"]: place for place in (country(chance) for _ in range(3000))}
+    found = {str(place["en"]): place for place in (country(chance) for _ in range(3000))}
     assert len(found) == len(COUNTRIES)
     assert set(TERRITORIES) >= COUNTRIES.keys()
     forms = {

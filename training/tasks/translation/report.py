@@ -114,5 +114,6 @@ def translate(model: MarianMTModel, tokenizer: MarianTokenizer, pairs: Sequence[
         inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
         generated = model.generate(**inputs, do_sample=False, num_beams=1)
         for index, ids in zip(batch, generated, strict=True):
-            translated[index] = str(tokenizer.decode(ids, skip_special_tokens=True))
+            text = tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[no-untyped-call]
+            translated[index] = str(text)
     return translated
