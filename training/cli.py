@@ -64,7 +64,12 @@ def train(
     devices: int,
     settings: tuple[str, ...],
 ) -> None:
-    """Train the model that RECIPE describes. There is one recipe: digits.
+    """Train the model that RECIPE describes.
+
+    \b
+    digits       tells pictures apart: handwritten digits, or --data with a folder for each class
+    translator   translates phrases: English to German, French and Spanish, or --data with a file
+                 of tab-separated columns source, target, language
 
     The settings are printed before training starts; each can be replaced with --set. A run that
     was stopped, however roughly, continues with --resume and ends with the same weights.
@@ -75,6 +80,7 @@ def train(
       slipway train digits --set optimizer.learning_rate=0.002 --set epochs=80
       slipway train digits --data flowers/ --run-dir runs/flowers --set data.height=64 \\
           --set data.width=64
+      slipway train translator --data corpus.tsv --run-dir runs/corpus --set epochs=20
     """
     from training.recipe import override
     from training.recipes import find_recipe
