@@ -171,7 +171,7 @@ def start_servers(
 
 
 def reference(
-    checkpoint: Path, tokenizer: MarianTokenizer, texts: Sequence[Text], max_new_tokens: int
+    checkpoint: Path, tokenizer: Any, texts: Sequence[Text], max_new_tokens: int
 ) -> list[str]:
     """What `transformers.generate` answers."""
     model: Any = MarianMTModel.from_pretrained(checkpoint, dtype=torch.float32)

@@ -19,8 +19,8 @@ class Translator(litserve.LitAPI):  # type: ignore[misc]
 
     def setup(self, device: str) -> None:
         self._tokenizer = MarianTokenizer.from_pretrained(self._checkpoint)
-        self._model: Any = MarianMTModel.from_pretrained(self._checkpoint, dtype=torch.float32)
-        self._model.eval()
+        model: Any = MarianMTModel.from_pretrained(self._checkpoint, dtype=torch.float32)
+        self._model = model.eval()
         # Only max_new_tokens is to count, and not the checkpoint's own limit beside it.
         self._model.generation_config.max_length = None
 
