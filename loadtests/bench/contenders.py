@@ -22,6 +22,9 @@ from wire import Wire
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+"""Of all servers alike, unless it is set. OpenMP's threads spin while they wait, which on a machine
+with anything else to do, such as an HTTP server, slows torch and CTranslate2 down many times."""
 START_S = 120.0
 """That a server may take until it is ready."""
 
@@ -89,7 +92,12 @@ class Server:
         self._log = log
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=ENVIRONMENT | os.environ,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     @property

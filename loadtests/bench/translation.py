@@ -16,6 +16,7 @@ slipway publish. For example:
 
   python loadtests/bench/translation.py runs/translator/checkpoint --model-repository model_repo
 
+Nothing else should run meanwhile: what other processes take of the CPU is told with the results.
 What Slipway is compared with is installed into an environment below --out when it is first needed.
 Results are tables on the terminal, and table.md, results.json and plot.png in --out.
 """
@@ -37,6 +38,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from contenders import (
     CONTENDERS,
@@ -62,6 +64,8 @@ SHORT, LONG = (5, 8), (80, 120)
 
 @dataclass
 class Results:
+    others_cpu: list[float]
+    """The share of the CPU that others took while all servers stood still, at each round."""
     same: dict[str, float]
     throughput: dict[str, Throughput]
     short: dict[str, Short]
@@ -100,7 +104,8 @@ def main() -> None:
     bursts = []
     if "burst" in options.scenario:
         bursts = list(burst(materials, texts, settings, options.out))
-    results = Results(same, *found, bursts)
+    others_cpu, throughputs, shorts = found
+    results = Results(others_cpu, same, throughputs, shorts, bursts)
     show(results, options, texts)
     if bursts and not all(burst.agrees for burst in bursts):
         raise SystemExit("clients and server do not agree on what became of the requests")
@@ -217,12 +222,14 @@ def measure(
     short: Sequence[Text],
     long: Sequence[Text],
     count_answer: Count,
-) -> tuple[dict[str, Throughput], dict[str, Short]]:
+) -> tuple[list[float], dict[str, Throughput], dict[str, Short]]:
     throughputs = {name: Throughput() for name in names if "throughput" in scenarios}
     shorts = {name: Short() for name in names if "short" in scenarios}
+    others_cpu = []
     turns = settings.rounds * (len(throughputs) + len(shorts))
     with tqdm(total=turns, desc="measuring") as progress:
         for turn in range(settings.rounds):
+            others_cpu.append(psutil.cpu_percent(1.0) / 100)
             # Nobody always comes after the same other.
             order = [*names[turn % len(names) :], *names[: turn % len(names)]]
             for name in order:
@@ -234,14 +241,15 @@ def measure(
                     progress.set_postfix_str(f"short requests of {name}")
                     bench.short(name, short, long, shorts[name])
                     progress.update()
-    return throughputs, shorts
+    return others_cpu, throughputs, shorts
 
 
 def show(results: Results, options: argparse.Namespace, texts: Sequence[Text]) -> None:
     lengths = sorted(each.tokens for each in texts)
     parts = [
         f"{SAMPLE} answers compared; texts of {lengths[0]} to {lengths[-1]} tokens, half of them"
-        f" up to {lengths[len(lengths) // 2]}; {machine()['cpu']}, {os.cpu_count()} cores."
+        f" up to {lengths[len(lengths) // 2]}; {machine()['cpu']}, {os.cpu_count()} cores, of which"
+        f" other processes took {100 * max(results.others_cpu):.0f} %."
     ]
     if results.throughput:
         parts.append(throughput_table(results.throughput, results.same))
