@@ -53,7 +53,7 @@ class _LazyGroup(click.Group):
                 raise
             raise click.ClickException(
                 f"this command needs the package {error.name!r};"
-                " install Slipway with the extra that brings it: pip install 'slipway[cpu]' to"
+                " install Slipway with the extra that brings it: pip install 'slipway[cpu,text]' to"
                 " serve, 'slipway[cpu,train]' to train as well"
             ) from error
 

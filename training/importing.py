@@ -79,11 +79,11 @@ def import_checkpoint(
     if (directory / CONFIG_FILE).exists():
         _keep_promise(directory, architecture.task)
     model = load_checkpoint(checkpoint)
-    encode = read_tokenizer(checkpoint, model)
+    tokenizer = read_tokenizer(checkpoint, model)
     # In the repository, so that a rename brings it to its place; hidden, so that no server looks.
     with durable.staged_directory(repository) as staged:
         export_loaded(model, checkpoint, staged)
-        parity = verify_generation(staged, model, [encode(text) for text in _PROMPTS])
+        parity = verify_generation(staged, model, [tokenizer.encode(text) for text in _PROMPTS])
         parity.require()
         parity.save(staged / PARITY_FILE)
         (staged / CARD_FILE).write_text(

@@ -314,6 +314,7 @@ def test_settings_of_a_translator(tmp_path: Path) -> None:
         "no_repeat_ngram_size": 0,
         "min_new_tokens": 0,
         "seed": None,
+        "stop": [],
     }
     assert settings == {
         "max_length": 64,

@@ -212,6 +212,10 @@ def odd_generation(checkpoint: Path) -> None:
     edit_generation(checkpoint, typical_p=0.3)
 
 
+def many_beams(checkpoint: Path) -> None:
+    edit_generation(checkpoint, num_beams=400)
+
+
 def broken_generation(checkpoint: Path) -> None:
     (checkpoint / "generation_config.json").write_text("{")
 
@@ -231,12 +235,13 @@ def broken_generation(checkpoint: Path) -> None:
         (one_layer_too_many, "the weights have what the model has no place for: model.encoder"),
         (wrong_shape, "the weights have another shape than config.json says: model.decoder"),
         (no_vocabulary, "has no vocab.json, and its tokenizer needs it"),
-        (no_sentencepiece, "source.spm is no sentencepiece model"),
+        (no_sentencepiece, "source.spm: unusable sentencepiece model"),
         (large_vocabulary, "vocab.json has token 91, and the model has 91 tokens"),
         (two_vocabularies, "the target language has a vocabulary of its own"),
         (quantized, "quantization_config is set"),
         (adapter, "holds an adapter"),
         (odd_generation, "typical_p=0.3"),
+        (many_beams, "the checkpoint's generation settings: defaults.num_beams: Input should be"),
         (broken_generation, "generation_config.json cannot be read"),
     ],
 )
