@@ -264,7 +264,8 @@ def instrument_scheduler(clock: Clock) -> None:
 
 
 def show(busy: Sequence[Profile], only_steps: Sequence[Profile]) -> None:
-    columns = [("all", busy), ("only steps", only_steps or busy)]
+    columns = [("all", busy), ("only steps", only_steps)]
+    columns = [(name, found) for name, found in columns if found]
     print(f"\n{'microseconds of an iteration':30}", *(f"{name:>18}" for name, _ in columns))
     for part, meaning in PARTS.items():
         cells = []
