@@ -69,12 +69,17 @@ def _marian_decoder(model: MarianMTModel, never: Sequence[int]) -> ModelProto:
         "source_lengths": torch.full((_BATCH,), _SOURCE, dtype=torch.int32),
         "past": _caches(layers, heads, _CAPACITY, head_dim),
         "cross": _caches(layers, heads, _SOURCE, head_dim),
+        "last": _caches(layers, heads, 1, head_dim),
     }
     with attention_of(config, NAME):
         return trace(
             MarianDecoder(model, never),
             inputs,
-            [*_TOKENS_OF_ROWS, "source_lengths", *_names("past", layers), *_names("cross", layers)],
+            [
+                *_TOKENS_OF_ROWS,
+                "source_lengths",
+                *(name for kind in ("past", "cross", "last") for name in _names(kind, layers)),
+            ],
             ["logits", *_names("present", layers), *_names("present_cross", layers)],
             {
                 "input_ids": {0: batch},
@@ -83,6 +88,7 @@ def _marian_decoder(model: MarianMTModel, never: Sequence[int]) -> ModelProto:
                 "source_lengths": {0: batch},
                 "past": [({0: batch, 2: capacity},) * 2] * layers,
                 "cross": [({0: batch, 2: source},) * 2] * layers,
+                "last": [({0: batch},) * 2] * layers,
             },
         )
 

@@ -103,8 +103,9 @@ class MarianDecoder(nn.Module):
         source_lengths: Tensor,
         past: Sequence[KeysAndValues],
         cross: Sequence[KeysAndValues],
+        last: Sequence[KeysAndValues],
     ) -> tuple[Tensor, list[KeysAndValues], list[KeysAndValues]]:
-        attended = Attended(lengths, past, source_lengths)
+        attended = Attended(lengths, past, source_lengths, last)
         hidden = self.decoder(
             input_ids=input_ids,
             # Masks and the encoder's states are asked for and not used: lengths and `cross` are.
