@@ -36,7 +36,6 @@ from load import Group, Plan  # noqa: E402
 from texts import Writer  # noqa: E402
 
 from serving.app import run  # noqa: E402
-from serving.engines.onnx_graph import OnnxGraph  # noqa: E402
 from serving.repository import Repositories  # noqa: E402
 from serving.scheduling.meter import LateMeter  # noqa: E402
 from serving.scheduling.step_policy import StepPolicy  # noqa: E402
@@ -47,18 +46,17 @@ from serving.steppers.decoding import best_tokens  # noqa: E402
 from serving.steppers.generation import GenerationStepper  # noqa: E402
 from serving.text import load_tokenizer  # noqa: E402
 
-ENGINE = ("engine, step", "engine, begin")
+ENGINE = ("engine",)
 PARTS = {
-    "engine, step": "the run of the step graph",
-    "engine, begin": "the encoder, or the prefill of prompts",
+    "engine": "the runs of the graphs: steps, and beside them the encoder or the prefill",
     "to the loop": "from the thread's last word until the event loop goes on with it",
     "count": "metrics",
     "decide": "the policy: who leaves, begins, steps",
     "loop": "the rest of the loop's work between two iterations",
     "to the thread": "from handing work to the thread until it begins",
     "end": "rows given back, and their gaps filled",
-    "begin": "of requests, but for the engine: padding, keys and values put in place",
-    "step": "lengths and positions before the graph runs, and the call",
+    "prepare": "padding, lengths, positions, which rows run where",
+    "begin": "of requests, after the engine: keys and values put in place",
     "choose": "the best tokens of all rows",
     "advance": "each request's own bookkeeping",
     "iteration": "the rest of the thread's work",
@@ -193,28 +191,13 @@ def instrument(clock: Clock) -> None:
     policy.decide = clock.timed("decide", "loop", policy.decide)
     stepper: Any = GenerationStepper
     stepper.end = clock.timed("end", "iteration", stepper.end)
-    stepper.begin = clock.timed("begin", "iteration", stepper.begin)
-    stepper.step = clock.timed("step", "iteration", stepper.step)
-    stepper._advance = clock.timed("advance", "step", stepper._advance)
+    stepper.iterate = clock.timed("prepare", "iteration", stepper.iterate)
+    stepper._together = clock.timed("engine", "prepare", stepper._together)
+    stepper._begun = clock.timed("begin", "prepare", stepper._begun)
+    stepper._advance = clock.timed("advance", "prepare", stepper._advance)
     generation_module: Any = generation
     generation_module.best_tokens = clock.timed("choose", "advance", best_tokens)
-    instrument_graphs(clock)
     instrument_scheduler(clock)
-
-
-def instrument_graphs(clock: Clock) -> None:
-    graph: Any = OnnxGraph
-    stepper: Any = GenerationStepper
-    graph.run = clock.timed("engine, begin", "begin", graph.run)
-    bind_step, bind = stepper._bound, graph.bind
-
-    def bound_step(self: Any, rows: int) -> Callable[[], None]:
-        return clock.timed("engine, step", "step", bind_step(self, rows).__wrapped__)
-
-    def bound(self: Any, *args: Any) -> Callable[[], None]:
-        return clock.timed("engine, begin", "begin", bind(self, *args))
-
-    stepper._bound, graph.bind = bound_step, bound
 
 
 def instrument_scheduler(clock: Clock) -> None:

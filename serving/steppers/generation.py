@@ -21,11 +21,12 @@ from serving.config import ModelConfig
 from serving.engines.base import Graph
 from serving.engines.onnx_graph import open_graph
 from serving.errors import InferenceFailed, InvalidRequest, ModelLoadError
-from serving.scheduling.step_policy import Capacity, Job
+from serving.scheduling.step_policy import Capacity
 from serving.scheduling.stepper import News
 from serving.steppers.advance import Advance, Decoding
-from serving.steppers.cache import KeyValueCache, Saved, reserved_extent
+from serving.steppers.cache import reserved_extent
 from serving.steppers.decoding import Greedy, best_tokens, decoding_for
+from serving.steppers.rows import RowJob, Rows, Tokens, parts
 from serving.steppers.settings import GenerationSettings
 from serving.text import Tokenizer, load_tokenizer
 from serving.text.stream import TextStream
@@ -53,29 +54,18 @@ FEWEST_ROWS = 4
 DEFAULT_SLOTS = 32
 DEFAULT_MEMORY_MB = 512
 
-Tokens = npt.NDArray[np.int64]
-
 T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Generation(Job):
+class Generation(RowJob):
     """One row of a request."""
 
     prompt: Sequence[int]
     """What the decoder begins with."""
-    source: Sequence[int]
-    """What the encoder reads; empty for a decoder-only model."""
     decoding: Decoding
     text: TextStream
     streams: bool
-    slots: list[int] = field(default_factory=list)
-    """Its rows of the cache; none before it has begun and while it is suspended."""
-    saved: list[Saved] = field(default_factory=list)
-    length: int = 0
-    """Tokens in the cache, while it is suspended."""
-    inputs: list[int] = field(default_factory=list)
-    """The next step's token of each row, while it is suspended."""
     emitted: list[int] = field(default_factory=list)
     """Tokens that nobody has been told of."""
     has_stops: bool = False
@@ -96,8 +86,8 @@ class _Beginning:
 class GenerationStepper:
     """See `Stepper`. `encoder` is None for a decoder-only model.
 
-    The cache's rows in use are always its first. A step reads and writes their keys and values in
-    place; each row attends to as many positions as it has itself.
+    A step reads and writes keys and values in place; each row attends to as many positions as it
+    has itself. Jobs begin, and the parts of a step run, on `threads` threads at the same time.
     """
 
     def __init__(
@@ -118,21 +108,9 @@ class GenerationStepper:
         self._settings = settings
         self._suppressed = frozenset(settings.suppressed_token_ids)
         self._tokenizer = tokenizer
-        inputs = {spec.name: spec for spec in decoder.inputs}
-        groups = [
-            [spec for name, spec in inputs.items() if name.startswith(prefix)]
-            for prefix in ("past_", "cross_", "last_")
-        ]
-        self._cross_names = [spec.name for spec in groups[1]]
-        self._cache = KeyValueCache([group for group in groups if group])
-        self.capacity = Capacity(slots, memory_bytes, self._cache.unit_bytes)
+        self._rows = Rows[Generation](decoder.inputs, slots, memory_bytes)
+        self.capacity = Capacity(slots, memory_bytes, self._rows.cache.unit_bytes)
         self.work = Work()
-        self._owners: list[tuple[Generation, int]] = []
-        self._tokens: Tokens = np.zeros((slots, 1), np.int64)
-        self._positions: Tokens = np.zeros((slots, 1), np.int64)
-        self._lengths = np.zeros(slots, np.int32)
-        self._lengths_after = np.zeros(slots, np.int32)
-        self._source_lengths = np.ones(slots, np.int32)
         self._logits = np.zeros((slots, settings.vocab_size), np.float32)
         self._runs: dict[tuple[int, int], Callable[[], None]] = {}
         self._threads = threads
@@ -140,7 +118,7 @@ class GenerationStepper:
 
     @property
     def memory_bytes(self) -> int:
-        return self._cache.bytes
+        return self._rows.cache.bytes
 
     def plan(self, request: InferRequest, *, streams: bool) -> Sequence[Generation]:
         return [
@@ -151,22 +129,23 @@ class GenerationStepper:
     def iterate(
         self, begin: Sequence[Generation], step: Sequence[Generation]
     ) -> list[News[Generation]]:
-        if begin:
-            self._reserve(begin)
+        self._reserve(begin)
         beginnings = list(self._beginnings(begin))
-        rows = self._bring_forward(step)
-        np.add(self._lengths[:rows], 1, out=self._lengths_after[:rows])
-        self._positions[:rows, 0] = self._lengths[:rows]
+        rows = self._rows.bring_forward(step)
+        lengths, lengths_after = self._rows.lengths[:rows], self._rows.lengths_after[:rows]
+        np.add(lengths, 1, out=lengths_after)
+        self._rows.positions[:rows, 0] = lengths
+        spans = parts(rows, self._threads, FEWEST_ROWS)
         results = self._together(
             [
                 *(beginning.run for beginning in beginnings),
-                *(self._bound(start, stop) for start, stop in self._parts(rows)),
+                *(self._bound(start, stop) for start, stop in spans),
             ]
         )
-        self._lengths[:rows] = self._lengths_after[:rows]
+        lengths[:] = lengths_after
         self.work.made += rows
         news = self._advance(step, self._logits[:rows])
-        self._take_slots([job for beginning in beginnings for job in beginning.jobs], 0)
+        self._rows.take([job for beginning in beginnings for job in beginning.jobs], 0)
         for beginning, result in zip(beginnings, results, strict=False):
             self.work.taken_in += beginning.tokens
             self.work.padding += beginning.padding
@@ -176,24 +155,17 @@ class GenerationStepper:
 
     def suspend(self, jobs: Sequence[Generation]) -> list[News[Generation]]:
         for job in jobs:
-            job.saved = [self._cache.save(row, self._filled(row)) for row in job.slots]
-            job.length = int(self._lengths[job.slots[0]])
-            job.inputs = self._tokens[job.slots, 0].tolist()
-            self._leave(job)
+            self._rows.suspend(job)
         return []
 
     def resume(self, jobs: Sequence[Generation]) -> list[News[Generation]]:
         self._reserve(jobs)
         for job in jobs:
-            self._take_slots([job], job.length)
-            for row, saved, token in zip(job.slots, job.saved, job.inputs, strict=True):
-                self._cache.load(row, saved)
-                self._tokens[row, 0] = token
-            job.saved = []
+            self._rows.resume(job)
         return []
 
     def end(self, job: Generation) -> None:
-        self._leave(job)
+        self._rows.leave(job)
         job.saved = []
 
     def render(self, job: Generation, event: object, *, is_last: bool) -> Tensors | None:
@@ -221,7 +193,7 @@ class GenerationStepper:
     def close(self) -> None:
         self._helpers.shutdown()
         self._runs.clear()
-        self._cache.arrays.clear()
+        self._rows.cache.arrays.clear()
 
     def _planned(self, request: InferRequest, text: str, *, streams: bool) -> Generation:
         job = self._job(request, self._tokenizer.encode(text), streams=streams)
@@ -266,7 +238,7 @@ class GenerationStepper:
 
     def _beginnings(self, jobs: Sequence[Generation]) -> Iterator[_Beginning]:
         """Runs of jobs of like length; what they yield, and what they need, is apart from steps."""
-        free = len(self._owners)
+        free = len(self._rows)
         for group in alike(jobs, [job.begin_cost for job in jobs]):
             texts = [job.prompt if self._encoder is None else job.source for job in group]
             lengths = [len(text) for text in texts]
@@ -285,13 +257,8 @@ class GenerationStepper:
         if self._encoder is None:
             return self._prefilled(jobs, outputs)
         for index, job in enumerate(jobs):
-            for row in job.slots:
-                self._tokens[row, 0] = job.prompt[0]
-                for name in self._cross_names:
-                    read = outputs[name][index, :, : len(job.source)]
-                    self._cache.put(name, row, read)
-                    # What the attention operator is given as if it were new.
-                    self._cache.put(name.replace("cross", "last"), row, read[:, -1:])
+            self._rows.keep_source(job, outputs, index)
+            self._rows.tokens[job.slots, 0] = job.prompt[0]
         return []
 
     def _prefill(self, ids: Tokens, lengths: Sequence[int], start: int) -> Callable[[], Tensors]:
@@ -315,9 +282,8 @@ class GenerationStepper:
         """The rows of a job's beams are copies of its first."""
         news: list[News[Generation]] = []
         for job, logits in zip(jobs, outputs["logits"], strict=True):
-            self._lengths[job.slots] = len(job.prompt)
-            if job.rows > 1:
-                self._cache.copy([job.slots[0]] * (job.rows - 1), job.slots[1:], [len(job.prompt)])
+            self._rows.lengths[job.slots] = len(job.prompt)
+            self._rows.spread(job)
             try:
                 advance = job.decoding.advance(logits[np.newaxis])
             except InferenceFailed as error:
@@ -338,12 +304,6 @@ class GenerationStepper:
             ids[row, :length] = text
             mask[row, :length] = 1
         return ids, mask
-
-    def _parts(self, rows: int) -> Iterator[tuple[int, int]]:
-        """Rows that one thread steps. A row's numbers do not depend on those beside it."""
-        parts = max(min(1, rows), min(self._threads, rows // FEWEST_ROWS))
-        for part in range(parts):
-            yield rows * part // parts, rows * (part + 1) // parts
 
     def _together(self, calls: Sequence[Callable[[], Tensors | None]]) -> list[Tensors | None]:
         """The results of calls that run at the same time, on this thread and on helpers."""
@@ -369,12 +329,12 @@ class GenerationStepper:
         if run is None:
             rows = slice(start, stop)
             arrays: Tensors = {
-                "input_ids": self._tokens[rows],
-                "positions": self._positions[rows],
-                "lengths": self._lengths_after[rows],
+                "input_ids": self._rows.tokens[rows],
+                "positions": self._rows.positions[rows],
+                "lengths": self._rows.lengths_after[rows],
             }
-            if self._cross_names:
-                arrays["source_lengths"] = self._source_lengths[rows]
+            if self._rows.has_source:
+                arrays["source_lengths"] = self._rows.source_lengths[rows]
             run = self._bind(arrays, self._logits[rows], start, stop)
             self._runs[start, stop] = run
         return run
@@ -382,7 +342,7 @@ class GenerationStepper:
     def _bind(
         self, arrays: Tensors, logits: npt.NDArray[np.float32], start: int, stop: int
     ) -> Callable[[], None]:
-        cache = self._cache.rows(start, stop)
+        cache = self._rows.cache.rows(start, stop)
         written = {
             _present(name): array for name, array in cache.items() if not name.startswith("last_")
         }
@@ -392,7 +352,7 @@ class GenerationStepper:
         self, jobs: Sequence[Generation], logits: npt.NDArray[np.float32]
     ) -> list[News[Generation]]:
         best = best_tokens(logits, self._suppressed)
-        self._tokens[: len(best), 0] = best
+        self._rows.tokens[: len(best), 0] = best
         news: list[News[Generation]] = []
         for job in jobs:
             decoding = job.decoding
@@ -422,93 +382,17 @@ class GenerationStepper:
         else:
             job.emitted += advance.emitted
         if not is_last:
-            self._tokens[job.slots, 0] = advance.tokens
+            self._rows.tokens[job.slots, 0] = advance.tokens
             if advance.sources is not None:
-                self._reorder(job, advance.sources)
+                self._rows.reorder(job, advance.sources)
         event = job.written if job.has_stops else job.emitted
         if is_last or (job.streams and event):
             job.written, job.emitted = "", []
             yield News(job, event, is_last)
 
-    def _reorder(self, job: Generation, sources: Sequence[int]) -> None:
-        """Let rows continue from the cache of others."""
-        targets = [row for index, row in enumerate(job.slots) if sources[index] != index]
-        if targets:
-            origins = [job.slots[source] for index, source in enumerate(sources) if source != index]
-            length = int(self._lengths[job.slots[0]])
-            # Beams of one request have the same source.
-            lengths = [length, 0, 0] if self._cross_names else [length]
-            self._cache.copy(origins, targets, lengths)
-
     def _reserve(self, jobs: Sequence[Generation]) -> None:
-        """Have room for these, too; the policy has seen to it that there can be."""
-        everybody = [*(job for job, _ in self._owners), *jobs]
-        rows = len(self._owners) + sum(job.rows for job in jobs)
-        extents = [max(each) for each in zip(*(job.extents for job in everybody), strict=True)]
-        used = len(self._owners)
-        lengths = [int(self._lengths[:used].max(initial=0))]
-        if self._cross_names:
-            lengths += [int(self._source_lengths[:used].max(initial=0)), 1]
-        if self._cache.reserve(rows, extents, lengths, self.capacity.memory_bytes):
+        if jobs and self._rows.reserve(jobs):
             self._runs.clear()
-
-    def _take_slots(self, jobs: Sequence[Generation], length: int) -> None:
-        """The rows behind those in use: the first of each job, then those of their beams."""
-        for job in jobs:
-            job.slots = []
-        for index in range(max((job.rows for job in jobs), default=0)):
-            for job in jobs:
-                if index < job.rows:
-                    row = len(self._owners)
-                    self._owners.append((job, index))
-                    job.slots.append(row)
-                    self._lengths[row] = length
-                    self._source_lengths[row] = max(1, len(job.source))
-
-    def _leave(self, job: Generation) -> None:
-        """Give rows back; the last ones in use fill the gaps."""
-        for row in sorted(job.slots, reverse=True):
-            last = len(self._owners) - 1
-            if row != last:
-                self._copy_row(last, row)
-            self._owners.pop()
-        job.slots = []
-
-    def _copy_row(self, source: int, target: int) -> None:
-        self._cache.copy([source], [target], self._filled(source))
-        for array in (self._tokens, self._lengths, self._source_lengths):
-            array[target] = array[source]
-        self._own(target, *self._owners[source])
-
-    def _own(self, row: int, job: Generation, index: int) -> None:
-        self._owners[row] = (job, index)
-        job.slots[index] = row
-
-    def _bring_forward(self, jobs: Sequence[Generation]) -> int:
-        """Let the rows of these jobs be the first; returns how many those are."""
-        rows = sum(job.rows for job in jobs)
-        if rows == len(self._owners):
-            return rows
-        moving = set(jobs)
-        outside = (row for job in jobs for row in tuple(job.slots) if row >= rows)
-        for row in range(rows):
-            if self._owners[row][0] not in moving:
-                self._swap(row, next(outside))
-        return rows
-
-    def _swap(self, one: int, other: int) -> None:
-        lengths = [max(pair) for pair in zip(self._filled(one), self._filled(other), strict=True)]
-        self._cache.copy([one, other], [other, one], lengths)
-        for array in (self._tokens, self._lengths, self._source_lengths):
-            array[[one, other]] = array[[other, one]]
-        owners = self._owners[one], self._owners[other]
-        self._own(one, *owners[1])
-        self._own(other, *owners[0])
-
-    def _filled(self, row: int) -> list[int]:
-        """How far a row of the cache is filled, by group."""
-        own = int(self._lengths[row])
-        return [own, int(self._source_lengths[row]), 1] if self._cross_names else [own]
 
 
 def load(config: ModelConfig, directory: Path) -> GenerationStepper:
