@@ -69,8 +69,11 @@ def router(server: Server, restrictions: Restrictions, max_body_bytes: int) -> A
             received = monotonic()
             content_type = request.headers.get("content-type", "")
             payload, settings = _open_envelope(content_type, body, task)
-            async with decoding:
-                question = await asyncio.to_thread(task.preprocess, payload, settings)
+            if task.takes_long:
+                async with decoding:
+                    question = await asyncio.to_thread(task.preprocess, payload, settings)
+            else:
+                question = task.preprocess(payload, settings)
         except RequestError:
             server.note_invalid(name)
             raise

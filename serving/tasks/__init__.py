@@ -41,11 +41,13 @@ class Task(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     """The tensors by which it speaks to a model."""
+    takes_long: bool
+    """Whether `preprocess` is to be called in a thread."""
 
     def preprocess(self, payload: object, settings: Any) -> Question:
         """From what the caller sent: the bytes of a body, or `inputs` of a JSON body.
 
-        May take long: call it in a thread. Raises `InvalidRequest`.
+        Raises `InvalidRequest`.
         """
         ...
 

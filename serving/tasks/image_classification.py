@@ -108,6 +108,8 @@ class ImagePreprocessing:
 class ImageClassification:
     """The task: `preprocess` a picture, let the model compute logits, `postprocess` to labels."""
 
+    takes_long = True
+
     class Parameters(BaseModel, extra="forbid", frozen=True):
         top_k: PositiveInt | None = None
         function_to_apply: Literal["softmax", "sigmoid", "none"] = "softmax"

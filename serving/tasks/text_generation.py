@@ -33,6 +33,7 @@ class TextGeneration:
 
     inputs = INPUTS
     outputs = OUTPUTS
+    takes_long = False
 
     @classmethod
     def load(cls, directory: Path) -> TextGeneration:

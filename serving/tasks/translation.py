@@ -33,6 +33,7 @@ class Translation:
 
     inputs = INPUTS
     outputs = OUTPUTS
+    takes_long = False
 
     def __init__(self, languages: Sequence[str], source_language: str | None = None):
         self._languages = languages
