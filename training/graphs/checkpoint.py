@@ -86,7 +86,7 @@ def load_checkpoint(checkpoint: Path) -> Model:
     """The model in FP32, ready to infer. Raises `CheckpointError`."""
     architecture = architecture_of(checkpoint)
     try:
-        with _quiet():
+        with quiet():
             loaded: Any = architecture.model.from_pretrained(
                 checkpoint,
                 dtype=torch.float32,
@@ -170,7 +170,7 @@ def _check_files(checkpoint: Path, architecture: Architecture) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without progress bars and remarks; what goes wrong is raised."""
     log: Any = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
