@@ -64,7 +64,7 @@ def train(
     devices: int,
     settings: tuple[str, ...],
 ) -> None:
-    """Train the model that RECIPE describes. There is one recipe: digits.
+    """Train the model that RECIPE describes: digits, translator or writer.
 
     The settings are printed before training starts; each can be replaced with --set. A run that
     was stopped, however roughly, continues with --resume and ends with the same weights.
@@ -75,6 +75,7 @@ def train(
       slipway train digits --set optimizer.learning_rate=0.002 --set epochs=80
       slipway train digits --data flowers/ --run-dir runs/flowers --set data.height=64 \\
           --set data.width=64
+      slipway train writer --data letters/ --run-dir runs/letters
     """
     from training.recipe import override
     from training.recipes import find_recipe
