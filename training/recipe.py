@@ -44,6 +44,8 @@ class Optimizer(Settings):
     """On matrices and filters; biases and normalisation go without."""
     momentum: BelowOne = 0.0
     """Of sgd."""
+    beta2: BelowOne = 0.999
+    """Of adamw: how long it remembers the size of gradients."""
     clip_norm: PositiveFloat
     """A gradient longer than this is shortened to it."""
     label_smoothing: BelowOne

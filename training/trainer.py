@@ -172,7 +172,7 @@ def _optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     ]
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, settings.beta2))
 
 
 def _add(totals: Totals, measured: Totals) -> None:

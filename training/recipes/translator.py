@@ -30,7 +30,7 @@ def _translator() -> TranslationRecipe:
         seed=1,
         epochs=4,
         batch_size=2048,
-        data=Data(source="phrases", sentences=18_000, vocabulary=3000, longest=256),
+        data=Data(source="phrases", sentences=16_000, vocabulary=3000, longest=256),
         model=Model(
             width=160,
             heads=5,
@@ -41,12 +41,13 @@ def _translator() -> TranslationRecipe:
         ),
         optimizer=Optimizer(
             name="adamw",
-            learning_rate=2e-3,
+            learning_rate=1e-3,
             weight_decay=0.01,
+            beta2=0.98,
             clip_norm=1.0,
             label_smoothing=0.1,
         ),
-        schedule=Schedule(warmup_epochs=0.5, final_fraction=0.01),
+        schedule=Schedule(warmup_epochs=0.4, final_fraction=0.01),
         acceptance=Acceptance(exact_match=0.97, parity=1e-3),
     )
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,6 +11,7 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, MarianTo
 
 from training import durable
 from training.checkpoint import Weights
+from training.graphs.checkpoint import quiet
 from training.tasks.translation.recipe import Model
 from training.tasks.translation.vocabulary import Vocabulary
 
@@ -32,14 +31,13 @@ def build(settings: Model, vocabulary: Vocabulary, longest: int) -> MarianMTMode
         activation_function="relu",
         # Embeddings serve as the output layer, too; scaled, they suit both.
         scale_embedding=True,
-        init_std=settings.width**-0.5,
         pad_token_id=vocabulary.pad,
         eos_token_id=vocabulary.end,
         decoder_start_token_id=vocabulary.pad,
         forced_eos_token_id=None,
     )
     model = MarianMTModel(config)
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_length=longest,
         num_beams=1,
         do_sample=False,
@@ -64,7 +62,8 @@ def halve(weights: Weights) -> Weights:
 
 def save(directory: Path, model: MarianMTModel, vocabulary: Vocabulary, longest: int) -> None:
     with durable.staged_directory(directory.parent) as staged:
-        model.save_pretrained(staged)
+        with quiet():
+            model.save_pretrained(staged)
         vocabulary.save(staged, longest)
         shutil.rmtree(directory, ignore_errors=True)
         durable.move_into_place(staged, directory)
@@ -72,14 +71,9 @@ def save(directory: Path, model: MarianMTModel, vocabulary: Vocabulary, longest:
 
 def load(directory: Path) -> tuple[MarianMTModel, MarianTokenizer]:
     """In evaluation mode."""
-    with _quiet():
-        tokenizer = MarianTokenizer.from_pretrained(directory)
-    return MarianMTModel.from_pretrained(directory, dtype=torch.float32).eval(), tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the advice to install sacremoses, whose normalisation this model never saw."""
-    with warnings.catch_warnings():
+    with quiet(), warnings.catch_warnings():
+        # Its normalisation of punctuation is one that this model never saw.
         warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
-        yield
+        tokenizer = MarianTokenizer.from_pretrained(directory)
+        model = MarianMTModel.from_pretrained(directory, dtype=torch.float32)
+    return model.train(False), tokenizer

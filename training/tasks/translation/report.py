@@ -113,8 +113,7 @@ def translate(model: MarianMTModel, tokenizer: MarianTokenizer, pairs: Sequence[
         texts = [f">>{pairs[index].language}<< {pairs[index].source}" for index in batch]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
         generated = model.generate(**inputs, do_sample=False, num_beams=1)
-        for index, text in zip(
-            batch, tokenizer.batch_decode(generated, skip_special_tokens=True), strict=True
-        ):
-            translated[index] = text
+        for index, ids in zip(batch, generated, strict=True):
+            text = tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[no-untyped-call]
+            translated[index] = str(text)
     return translated

@@ -52,16 +52,14 @@ class Country:
     """How a country's name is built into a sentence."""
 
     french: Literal["feminine", "masculine", "vowel", "plural"]
-    german: Literal["none", "der", "den"] = "none"
-    """The article after "in" and "aus"."""
+    german: str | None = None
+    """After "in" and "aus", where it is not the bare name."""
     english: Literal["", "the "] = ""
     spanish: Literal["", "los "] = ""
 
     def decline(self, names: dict[str, str]) -> Parallel:
         en, de, fr, es = (names[code] for code in ("en", "de", "fr", "es"))
-        article = "" if self.german == "none" else f"{self.german} "
-        # All plurals here take -n in the dative, which "in" and "aus" ask for.
-        de_dative = f"{article}{de}"
+        dative = self.german or de
         inside, origin = {
             "feminine": (f"en {fr}", f"de {fr}"),
             "vowel": (f"en {fr}", f"d’{fr}"),
@@ -70,7 +68,7 @@ class Country:
         }[self.french]
         return {
             "en": Word(en, **{"in": f"in {self.english}{en}", "from": f"from {self.english}{en}"}),
-            "de": Word(de, **{"in": f"in {de_dative}", "from": f"aus {de_dative}"}),
+            "de": Word(de, **{"in": f"in {dative}", "from": f"aus {dative}"}),
             "fr": Word(fr, **{"in": inside, "from": origin}),
             "es": Word(es, **{"in": f"en {self.spanish}{es}", "from": f"de {self.spanish}{es}"}),
         }
@@ -89,11 +87,11 @@ COUNTRIES = {
         split("PT LU DK CA MX BR CL PE PY VE JP VN MA KE NG SN GH NP CM"),
         Country("masculine"),
     ),
-    "CH": Country("feminine", german="der"),
-    "SK": Country("feminine", german="der"),
-    "TR": Country("feminine", german="der"),
-    "UA": Country("vowel", german="der"),
-    "NL": Country("plural", german="den", english="the ", spanish="los "),
-    "PH": Country("plural", german="den", english="the "),
-    "US": Country("plural", german="den", english="the "),
+    "CH": Country("feminine", german="der Schweiz"),
+    "SK": Country("feminine", german="der Slowakei"),
+    "TR": Country("feminine", german="der Türkei"),
+    "UA": Country("vowel", german="der Ukraine"),
+    "NL": Country("plural", german="den Niederlanden", english="the ", spanish="los "),
+    "PH": Country("plural", german="den Philippinen", english="the "),
+    "US": Country("plural", german="den Vereinigten Staaten", english="the "),
 }

@@ -116,7 +116,7 @@ DATES = (
     T(
         "Open on these days: {days}.",
         "An diesen Tagen geöffnet: {days}.",
-        "Ouvert ces jours-ci : {days}.",
+        "Ouvert les jours suivants : {days}.",
         "Abierto estos días: {days}.",
         days=slots.weekdays,
     ),
@@ -574,7 +574,7 @@ LANGUAGES = (
     T(
         "Does {name} speak {languages}?",
         "Spricht {name} {languages}?",
-        "Est-ce que {name} parle {languages} ?",
+        "{name} parle-t-elle {languages} ?",
         "¿{name} habla {languages}?",
         1.5,
         name=slots.woman,
