@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.graphs.from_run import export_run
+from training.graphs.from_run import Example, export_run
 from training.parity import ParityReport
 from training.runs import RunDirectory
 from training.tasks.text_generation import network as gpt2
@@ -18,4 +18,5 @@ def export(run: RunDirectory, workload: TextWorkload) -> ParityReport:
     model, tokenizer = gpt2.load(run.checkpoint)
     held_out = [workload.corpus.texts[index] for index in workload.split.held_out[:_TEXTS]]
     texts = prompts(tokenizer, held_out, model.config.n_positions)
-    return export_run(run, (texts[0], continue_text(model, tokenizer, texts[0])), texts)
+    example = Example(texts[0], continue_text(model, tokenizer, texts[0]))
+    return export_run(run, example, [tokenizer.encode(text).ids for text in texts])
