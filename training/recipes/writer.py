@@ -30,18 +30,20 @@ def _writer() -> TextRecipe:
     return TextRecipe(
         name="writer",
         seed=1,
-        epochs=8,
-        batch_size=8,
-        data=Data(source="standard_library", bytes=2**26, vocabulary=2000, steps=125),
-        model=Model(context=256, width=128, heads=4, layers=4, dropout=0.0),
+        epochs=6,
+        # Small steps: so little text has room for no more than a few thousand.
+        batch_size=4,
+        data=Data(source="standard_library", bytes=2**26, vocabulary=2000, steps=600),
+        model=Model(context=128, width=128, heads=4, layers=4, dropout=0.0),
         optimizer=Optimizer(
             name="adamw",
             learning_rate=3e-3,
             weight_decay=0.1,
+            beta2=0.98,
             clip_norm=1.0,
             label_smoothing=0.0,
         ),
-        schedule=Schedule(warmup_epochs=0.5, final_fraction=0.05),
+        schedule=Schedule(warmup_epochs=0.3, final_fraction=0.05),
         acceptance=Acceptance(bits_per_byte=2.0),
     )
 
@@ -51,7 +53,7 @@ def _tiny(recipe: TextRecipe) -> TextRecipe:
         update={
             "epochs": 3,
             "data": recipe.data.model_copy(
-                update={"bytes": 500_000, "vocabulary": 400, "steps": 60}
+                update={"bytes": 500_000, "vocabulary": 400, "steps": 100}
             ),
             "model": Model(context=64, width=64, heads=4, layers=2, dropout=0.0),
             "acceptance": AS_IT_IS,

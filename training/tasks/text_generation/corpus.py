@@ -69,10 +69,9 @@ def _corpus(directory: Path, texts: Iterable[str], most: int, release: str | Non
         by_digest[sha256_hex(content)] = (text, len(content))
     kept, total = {}, 0
     for digest, (text, size) in sorted(by_digest.items()):
-        total += size
-        if total > most:
-            break
-        kept[digest] = text
+        if total + size <= most:
+            total += size
+            kept[digest] = text
     if len(kept) < MIN_DISTINCT_PER_CLASS:
         raise DataError(
             f"{directory} has {len(kept)} different texts within data.bytes, which is {most};"

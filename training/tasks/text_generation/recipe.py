@@ -15,7 +15,7 @@ class Data(Settings):
     source: Literal["standard_library", "folder"]
     """Python's own modules, or the user's folder of .txt files."""
     bytes: PositiveInt
-    """Of text, at most; whole files are taken in the order of their hashes."""
+    """Of text, at most; files are taken in the order of their hashes, as far as they fit."""
     vocabulary: Annotated[int, Field(ge=257, le=65_536)]
     """Tokens, at most: every byte, the end of a text, and what occurs often."""
     steps: PositiveInt
