@@ -144,7 +144,7 @@ def test_the_version_is_whole(run: RunDirectory, repository: Path) -> None:
     assert "PSF licence" in card
     assert f"standard library of {TextReport.load(run.report).release}, " in card
     manifest = json.loads((version.directory / "manifest.json").read_text())
-    assert 0 < manifest["metrics"]["held_out_bits_per_byte"] < 4
+    assert 0 < manifest["metrics"]["held_out_bits_per_byte"] < 5
 
 
 def test_a_second_version_keeps_the_promise(

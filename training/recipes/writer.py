@@ -52,6 +52,7 @@ def _tiny(recipe: TextRecipe) -> TextRecipe:
     return recipe.model_copy(
         update={
             "epochs": 3,
+            "batch_size": 8,
             "data": recipe.data.model_copy(
                 update={"bytes": 500_000, "vocabulary": 400, "steps": 100}
             ),
