@@ -6,26 +6,21 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-from serving.pbtxt import CONFIG_FILE, read_config
-from serving.types import DYNAMIC, TensorSpec
+from serving.pbtxt import CONFIG_FILE
 from training import durable
 from training.errors import CheckpointError, PublishRefused
 from training.graphs.checkpoint import WEIGHTS, Architecture, architecture_of, load_checkpoint
 from training.graphs.export import export_loaded
 from training.graphs.parity import verify_generation
+from training.graphs.promise import keep_promise, promise
 from training.graphs.tokenizers import read_tokenizer
-from training.parity import ParityReport
+from training.parity import ParityReport, number_rows
 from training.publish import CARD_FILE, MANIFEST_FILE, take_next_version
 from training.record import Record
 from training.runs import PARITY_FILE
 from training.split import sha256_hex
 
-STEPPER = "generation"
-MAX_BATCH_SIZE = 32
 PACKAGES = ("slipway", "torch", "transformers", "numpy", "onnx", "onnxruntime", "onnxscript")
-
-_INPUT = TensorSpec("text_input", "BYTES", (DYNAMIC, 1))
-_OUTPUT = TensorSpec("text_output", "BYTES", (DYNAMIC, 1))
 
 _PROMPTS = (
     "A slipway is where a ship leaves the yard for the water.",
@@ -77,7 +72,7 @@ def import_checkpoint(
         )
     directory = repository / name
     if (directory / CONFIG_FILE).exists():
-        _keep_promise(directory, architecture.task)
+        keep_promise(directory, architecture.task)
     model = load_checkpoint(checkpoint)
     tokenizer = read_tokenizer(checkpoint, model)
     # In the repository, so that a rename brings it to its place; hidden, so that no server looks.
@@ -106,75 +101,7 @@ def import_checkpoint(
         return take_next_version(directory, staged), parity
 
 
-def promise(model: Path, task: str) -> None:
-    """Write the model's config.pbtxt if this is its first version; otherwise keep its promise.
-
-    Raises `PublishRefused` if callers of the model were promised another task or interface.
-    """
-    durable.write_new(model / CONFIG_FILE, _config_text(model.name, task))
-    # Also after writing: another first publisher may have been faster, with another model.
-    _keep_promise(model, task)
-
-
-def _keep_promise(model: Path, task: str) -> None:
-    path = model / CONFIG_FILE
-    config = read_config(model)
-    for what, promised, offered in (
-        ("input", config.inputs, (_INPUT,)),
-        ("output", config.outputs, (_OUTPUT,)),
-        ("backend", config.backend, "python"),
-        ("decoupled", config.decoupled, True),
-        ("task", config.parameters.get("task"), task),
-        ("stepper", config.parameters.get("stepper"), STEPPER),
-    ):
-        if promised != offered:
-            raise PublishRefused(
-                f"{path} promises the {what} {_describe(promised)} and this version has"
-                f" {_describe(offered)}: publish it as another model with --name"
-            )
-
-
-def _describe(promised: object) -> str:
-    if isinstance(promised, tuple):
-        return ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in promised)
-    return repr(promised)
-
-
-def _config_text(name: str, task: str) -> str:
-    return f"""\
-name: "{name}"
-backend: "python"
-max_batch_size: {MAX_BATCH_SIZE}
-input {{
-  name: "{_INPUT.name}"
-  data_type: TYPE_STRING
-  dims: [ 1 ]
-}}
-output {{
-  name: "{_OUTPUT.name}"
-  data_type: TYPE_STRING
-  dims: [ 1 ]
-}}
-model_transaction_policy {{
-  decoupled: true
-}}
-parameters {{
-  key: "task"
-  value {{ string_value: "{task}" }}
-}}
-parameters {{
-  key: "stepper"
-  value {{ string_value: "{STEPPER}" }}
-}}
-"""
-
-
 def _card(name: str, checkpoint: Path, architecture: Architecture, parity: ParityReport) -> str:
-    rows = "\n".join(
-        f"| {check.name} | {check.measured:.3g} | {check.limit:.3g} |"
-        for check in parity.checks
-        if isinstance(check.measured, float) and isinstance(check.limit, float)
-    )
     return f"""\
 # {name}
 
@@ -187,5 +114,5 @@ The exported graphs were compared with torch:
 
 | check | measured | limit |
 |---|---|---|
-{rows}
+{number_rows(parity)}
 """

@@ -7,7 +7,8 @@ in a storm: at random moments, all beside one another, some leaving before their
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from serving.steppers.generation import (
 )
 from serving.steppers.generation import INPUT as TEXT
 from serving.steppers.settings import GenerationSettings
+from serving.text import Tokenizer, load_tokenizer
 from serving.types import InferRequest, Parameter
 from training.graphs.checkpoint import Model
 from training.graphs.settings import renormalized
@@ -95,35 +97,49 @@ def verify_served(directory: Path, model: Model, inputs: Sequence[Tokens]) -> tu
     )
 
 
+def generate_served(directory: Path, texts: Sequence[str], wishes: Wishes) -> list[str]:
+    """What is served for these texts, all asked for at the same time."""
+    settings = GenerationSettings.load(directory)
+
+    async def ask_all() -> list[str]:
+        async with _scheduler(directory, settings, load_tokenizer(directory)) as scheduler:
+            return await asyncio.gather(*(_ask(scheduler, text, wishes) for text in texts))
+
+    return asyncio.run(ask_all())
+
+
+async def _ask(scheduler: StepScheduler[Generation], text: str, wishes: Wishes) -> str:
+    request = InferRequest("", {TEXT: np.array([[text.encode()]], np.object_)}, parameters=wishes)
+    answer: bytes = (await scheduler.infer(request, 1))[OUTPUT][0, 0]
+    return answer.decode()
+
+
 async def _serve(
     directory: Path, settings: GenerationSettings, cases: Sequence[tuple[Tokens, Wishes]]
 ) -> tuple[list[list[int]], list[list[int] | None]]:
     """The new tokens of each case, asked for one by one, and all at once; None for who left."""
-    stepper = _stepper(directory, settings)
-    scheduler = StepScheduler[Generation](stepper, None, meter=LateMeter())
     chance = np.random.default_rng(0)
 
-    async def ask(tokens: Tokens, wishes: Wishes) -> list[int]:
-        text = np.array([[" ".join(map(str, tokens)).encode()]], np.object_)
-        request = InferRequest("", {TEXT: text}, parameters=wishes)
-        answer = (await scheduler.infer(request, 1))[OUTPUT]
-        return [int(number) for number in answer[0, 0].split()]
+    async def ask(
+        scheduler: StepScheduler[Generation], tokens: Tokens, wishes: Wishes
+    ) -> list[int]:
+        answer = await _ask(scheduler, " ".join(map(str, tokens)), wishes)
+        return [int(number) for number in answer.split()]
 
-    async def ask_in_a_storm(tokens: Tokens, wishes: Wishes) -> list[int] | None:
+    async def ask_in_a_storm(
+        scheduler: StepScheduler[Generation], tokens: Tokens, wishes: Wishes
+    ) -> list[int] | None:
         await asyncio.sleep(chance.random() * len(cases) * 0.005)
-        asking = asyncio.create_task(ask(tokens, wishes))
+        asking = asyncio.create_task(ask(scheduler, tokens, wishes))
         if chance.random() < _LEAVE_BEFORE_THEIR_END:
             await asyncio.sleep(chance.random() * 0.05)
             asking.cancel()
         await asyncio.wait([asking])
         return None if asking.cancelled() else asking.result()
 
-    try:
-        alone = [await ask(*case) for case in cases]
-        return alone, await asyncio.gather(*(ask_in_a_storm(*case) for case in cases))
-    finally:
-        await scheduler.stop()
-        stepper.close()
+    async with _scheduler(directory, settings, _Numbers(settings)) as scheduler:
+        alone = [await ask(scheduler, *case) for case in cases]
+        return alone, await asyncio.gather(*(ask_in_a_storm(scheduler, *case) for case in cases))
 
 
 def _differs(
@@ -160,19 +176,28 @@ def _logits_after(
     return logits
 
 
-def _stepper(directory: Path, settings: GenerationSettings) -> GenerationStepper:
+@asynccontextmanager
+async def _scheduler(
+    directory: Path, settings: GenerationSettings, tokenizer: Tokenizer
+) -> AsyncIterator[StepScheduler[Generation]]:
     def graph(name: str) -> OnnxGraph:
         path = directory / name
         return OnnxGraph(path, SessionSettings(str(path)).open(path, None).session)
 
-    return GenerationStepper(
+    stepper = GenerationStepper(
         graph(DECODER_FILE),
         graph(ENCODER_FILE) if settings.is_encoder_decoder else None,
         settings,
-        _Numbers(settings),
+        tokenizer,
         slots=SLOTS,
         memory_bytes=_MEMORY_BYTES,
     )
+    scheduler = StepScheduler[Generation](stepper, None, meter=LateMeter())
+    try:
+        yield scheduler
+    finally:
+        await scheduler.stop()
+        stepper.close()
 
 
 def _generate(
