@@ -3,10 +3,12 @@ tokenizers, and nothing that makes sense."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     GenerationConfig,
     GPT2Config,
@@ -15,8 +17,6 @@ from transformers import (
     LlamaForCausalLM,
     MarianConfig,
     MarianMTModel,
-    MarianTokenizer,
-    PreTrainedTokenizerFast,
 )
 
 from tests.serving.text_models import write_byte_level, write_marian
@@ -28,7 +28,7 @@ LONGEST = 128
 def write_translator(repository: Path, name: str, *, seed: int = 0, settings: str = "") -> Path:
     """A Marian model; returns its checkpoint directory."""
     checkpoint = write_marian(repository.parent / f"{name}-checkpoint")
-    vocabulary = len(MarianTokenizer.from_pretrained(checkpoint))
+    vocabulary = len(json.loads((checkpoint / "vocab.json").read_text()))
     pad = vocabulary - 1
     torch.manual_seed(seed)
     config = MarianConfig(
@@ -55,7 +55,7 @@ def write_language_model(
 ) -> Path:
     """A model of GPT-2's or of Llama's architecture; returns its checkpoint directory."""
     checkpoint = write_byte_level(repository.parent / f"{name}-checkpoint")
-    vocabulary = len(PreTrainedTokenizerFast.from_pretrained(checkpoint))
+    vocabulary = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).get_vocab_size()
     torch.manual_seed(seed)
     model: Any
     if llama:
