@@ -27,7 +27,7 @@ LONGEST = 128
 
 def marian(vocabulary: int, *, eos: int, pad: int, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return MarianMTModel(
+    model: Any = MarianMTModel(
         MarianConfig(
             vocab_size=vocabulary,
             d_model=64,
@@ -45,12 +45,13 @@ def marian(vocabulary: int, *, eos: int, pad: int, seed: int = 0) -> Any:
             init_std=0.3,
             scale_embedding=True,
         )
-    ).eval()
+    )
+    return model.eval()
 
 
 def gpt2(vocabulary: int, *, eos: int, pad: int, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return GPT2LMHeadModel(
+    model: Any = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=vocabulary,
             n_embd=64,
@@ -62,13 +63,14 @@ def gpt2(vocabulary: int, *, eos: int, pad: int, seed: int = 0) -> Any:
             pad_token_id=pad,
             initializer_range=0.3,
         )
-    ).eval()
+    )
+    return model.eval()
 
 
 def llama(vocabulary: int, *, eos: int, pad: int, seed: int = 0) -> Any:
     """With a key-value head for every two heads."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
+    model: Any = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=64,
@@ -82,7 +84,8 @@ def llama(vocabulary: int, *, eos: int, pad: int, seed: int = 0) -> Any:
             pad_token_id=pad,
             initializer_range=0.3,
         )
-    ).eval()
+    )
+    return model.eval()
 
 
 def write_translator(repository: Path, name: str, *, settings: str = "") -> Path:
