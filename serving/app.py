@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from time import monotonic
@@ -25,6 +26,7 @@ from serving.control import ControlMode, ModelControl
 from serving.errors import OperatorError
 from serving.fronts import restricted
 from serving.fronts.http import build_http
+from serving.fronts.http_connection import Connection
 from serving.fronts.metrics import build_metrics
 from serving.fronts.v2_grpc import build_grpc
 from serving.loading import Surroundings, load_model
@@ -40,6 +42,10 @@ from serving.server import Server
 from serving.settings import Settings
 from serving.shared_memory import SharedMemory
 
+SWITCH_S = 0.0005
+"""An engine's thread that comes back from computing waits so long, at most, for the event loop to
+let go of the interpreter. Python's own choice is ten times that, longer than many steps."""
+
 FLUSH_S = 1
 """Of the exit timeout, what the fronts get to tell those who still wait that they wait in vain."""
 
@@ -48,6 +54,7 @@ log = structlog.get_logger(__name__)
 
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises `OperatorError` if it cannot start."""
+    sys.setswitchinterval(SWITCH_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if not runner.run(_serve(settings)):
             # What cannot be interrupted, such as a run of an engine, would keep the process alive.
@@ -208,7 +215,7 @@ class _App:
     async def _start_http(self, app: ASGIApp, listener: socket.socket) -> None:
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -366,7 +366,7 @@ class Catalog:
             if serving.get(version) is not loaded:
                 entry.unloading.setdefault(version, []).append(loaded)
                 self.background(self._retire(name, entry, version, loaded))
-        if entry.serving != before:
+        if entry.serving != before and not self._is_closed:
             self._tell_users(name)
 
     def _tell_users(self, name: str) -> None:

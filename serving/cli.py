@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "training.cli:export",
     "quantize": "training.cli:quantize",
     "publish": "training.cli:publish",
+    "import": "training.importing_cli:import_model",
     "check": "serving.cli:check",
     "serve": "serving.cli:serve",
     "health": "serving.client:health",
@@ -52,7 +53,7 @@ class _LazyGroup(click.Group):
                 raise
             raise click.ClickException(
                 f"this command needs the package {error.name!r};"
-                " install Slipway with the extra that brings it: pip install 'slipway[cpu]' to"
+                " install Slipway with the extra that brings it: pip install 'slipway[cpu,text]' to"
                 " serve, 'slipway[cpu,train]' to train as well"
             ) from error
 
@@ -185,7 +186,7 @@ REPEATED: Any = {"multiple": True, "show_default": False}
 @click.option("--log-info", type=FLAG, default=True, help="Log what happens.")
 @click.option("--log-warning", type=FLAG, default=True, help="Log what looks wrong.")
 @click.option("--log-error", type=FLAG, default=True, help="Log what went wrong.")
-@click.option("--log-verbose", type=click.IntRange(min=0), default=0, help="1 logs details.")
+@click.option("--log-verbose", type=click.IntRange(0, 2**32 - 1), default=0, help="1 logs details.")
 @click.option(
     "--log-format",
     type=click.Choice(["default", "ISO8601"]),

@@ -20,8 +20,9 @@ def complete(
     """The config with what it leaves open taken from the tensors of the graph.
 
     Without inputs, or without outputs, all of the graph's are declared, save those that the server
-    fills and reads itself. Such a model batches dynamically if every tensor of the graph has a
-    dynamic first dimension and nothing else is said. A tensor without data type or dims gets those
+    fills and reads itself, and optional inputs: many a graph lists its weights as such. Such a
+    model batches dynamically if every one of these tensors has a dynamic first dimension and
+    nothing else is said. A tensor without data type or dims gets those
     of the graph's tensor of that name. A config that leaves nothing open is returned as it is.
 
     Raises `ConfigError`, naming the tensor, when the graph does not have what the config needs.
@@ -29,8 +30,9 @@ def complete(
     message: Any = type(config.message)()
     message.CopyFrom(config.message)
     completed = replace(config, message=message)
+    required = [spec for spec in inputs if not spec.optional]
     if not config.inputs or not config.outputs:
-        completed = _with_batching(completed, [*inputs, *outputs])
+        completed = _with_batching(completed, [*required, *outputs])
     filled = {item.name for item in config.batch_inputs}
     read: set[str] = set()
     if config.sequences is not None:
@@ -40,7 +42,14 @@ def complete(
     reshapes = dict(config.reshapes)
     completed = replace(
         completed,
-        inputs=_tensors(completed, "input", config.inputs, inputs, filled, reshapes),
+        inputs=_tensors(
+            completed,
+            "input",
+            config.inputs,
+            inputs if config.inputs else required,
+            filled,
+            reshapes,
+        ),
         outputs=_tensors(completed, "output", config.outputs, outputs, read, reshapes),
         reshapes=reshapes,
     )
@@ -99,8 +108,6 @@ def _taken(
 ) -> TensorSpec:
     """A tensor of the graph, as callers will see it."""
     entry.data_type = _data_type(entry, spec.datatype)
-    if spec.optional:
-        entry.optional = True
     batch, dims = _split(config, group, spec)
     if not dims:
         # Callers of Triton cannot send scalars, and so expect to send one element instead.

@@ -186,7 +186,7 @@ class WarmupInput:
 
 @dataclass(frozen=True)
 class Warmup:
-    """Runs before a version takes its first request: `count` + 1 of them, `rows` rows each."""
+    """Runs before a version takes its first request: `count` of them, or one; `rows` rows each."""
 
     name: str
     rows: int

@@ -18,6 +18,7 @@ from serving.tasks import Task
 from serving.types import DATATYPES, InferRequest, InferResponse, Tensors
 
 _generations = itertools.count()
+_BATCH_NOTE = ". NOTE: the model batches (max_batch_size), so the first dimension counts the rows"
 
 
 class Scheduler(Protocol):
@@ -131,6 +132,7 @@ class Model:
                 raise InvalidRequest(
                     f"unexpected shape for input {input_name!r} for model {name!r}."
                     f" Expected {_shape(spec.shape)}, got {_shape(tensor.shape)}"
+                    + (_BATCH_NOTE if self.config.max_batch_size else "")
                 )
             if self.config.max_batch_size:
                 if rows not in (0, len(tensor)):

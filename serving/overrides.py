@@ -55,11 +55,16 @@ class Source:
     def _written(self, files: Mapping[str, bytes]) -> Path:
         if self._scratch is None:
             contents = {tuple(_parts(name)): content for name, content in files.items()}
-            self._scratch = Path(tempfile.mkdtemp(prefix="slipway-"))
-            for parts, content in contents.items():
-                path = self._scratch.joinpath(self._name, *parts)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
+            scratch = Path(tempfile.mkdtemp(prefix="slipway-"))
+            try:
+                for parts, content in contents.items():
+                    path = scratch.joinpath(self._name, *parts)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content)
+            except BaseException:
+                shutil.rmtree(scratch, ignore_errors=True)
+                raise
+            self._scratch = scratch
         return self._scratch / self._name
 
 

@@ -114,8 +114,8 @@ def versions(directory: Path, config: ModelConfig) -> list[ModelVersion]:
     ]
     chosen = config.version_policy.choose(available)
     if not chosen:
-        needed = "an ensemble needs one too, which may be empty" if config.steps else "expected one"
-        raise ModelLoadError(f"{directory}: no version directory; {needed} named 1, 2, …")
+        ensemble = "; an ensemble needs one too, which may be empty" if config.steps else ""
+        raise ModelLoadError(f"{directory}: no version directory, such as 1{ensemble}")
     for version in chosen:
         if version not in available:
             raise ConfigError(

@@ -21,7 +21,7 @@ async def warm_up(config: ModelConfig, scheduler: AnyScheduler) -> None:
         requests = range(max(1, warmup.rows) if config.sequences else 1)
         rows = 1 if config.sequences and warmup.rows else warmup.rows
         inputs = {name: _tensor(item, rows) for name, item in warmup.inputs.items()}
-        for _ in range(warmup.count + 1):
+        for _ in range(max(1, warmup.count)):
             try:
                 await asyncio.gather(
                     *(

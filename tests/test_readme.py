@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -33,10 +34,23 @@ def test_python_examples(server: RunningServer, client: str) -> None:
 
 
 def test_curl_examples(server: RunningServer) -> None:
-    for block in blocks("bash"):
-        command = block.replace("localhost:8000", f"127.0.0.1:{server.http_port}")
-        output = subprocess.check_output(command, shell=True, cwd=ROOT, text=True)
-        assert re.match(r'\[\{"label":"\d","score":0\.\d+\},', output)
+    outputs = [
+        subprocess.check_output(
+            block.replace("localhost:8000", f"127.0.0.1:{server.http_port}"),
+            shell=True,
+            cwd=ROOT,
+            text=True,
+        )
+        for block in blocks("bash")
+    ]
+    assert len(outputs) == 2
+    assert re.match(r'\[\{"label":"\d","score":0\.\d+\},', outputs[0])
+    translation = '[{"translation_text":"übermorgen"}]'
+    assert outputs[1].startswith(translation)
+    events = outputs[1].removeprefix(translation).split("\n\n")
+    parts = [json.loads(event.removeprefix("data: "))["text_output"] for event in events if event]
+    assert "".join(parts) == "dans 3 heures"
+    assert len(parts) > 1
 
 
 def test_every_file_that_it_names_exists() -> None:

@@ -70,5 +70,14 @@ def check_rows(parity: ParityReport) -> str:
     return "\n".join(rows)
 
 
+def number_rows(parity: ParityReport) -> str:
+    """The same, of numbers alone: what an interface must be can be longer than a line."""
+    return "\n".join(
+        f"| {check.name} | {_number(check.measured)} | {_number(check.limit)} |"
+        for check in parity.checks
+        if isinstance(check.measured, float)
+    )
+
+
 def _number(value: float | str) -> str:
     return f"`{value}`" if isinstance(value, str) else f"{value:.3g}"

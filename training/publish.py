@@ -120,7 +120,7 @@ def publish(run: RunDirectory, repository: Path, name: str | None, precision: st
             sha256={path.name: sha256_hex(path.read_bytes()) for path in sorted(staged.iterdir())},
         )
         manifest.save(staged / MANIFEST_FILE)
-        return _take_next_version(model, staged)
+        return take_next_version(model, staged)
 
 
 def _proven(run: RunDirectory, precision: str) -> ParityReport:
@@ -159,7 +159,7 @@ def _commands(
     )
 
 
-def _take_next_version(model: Path, staged: Path) -> Path:
+def take_next_version(model: Path, staged: Path) -> Path:
     """Move a complete version to the first free number after the highest one."""
     while True:
         versions = [int(path.name) for path in model.iterdir() if path.name.isdecimal()]

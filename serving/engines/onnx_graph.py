@@ -38,9 +38,13 @@ class OnnxGraph:
 
 
 def open_graph(path: Path, config: ModelConfig) -> OnnxGraph:
-    """Open a graph as its model's config says. Raises `ModelLoadError`."""
+    """Open a graph as its model's config says, by default to run on its caller's thread alone.
+
+    Raises `ModelLoadError`.
+    """
     where = f"{path.parent.parent}/config.pbtxt"
-    settings = SessionSettings(where, config.parameters, config.graph_level, config.accelerators)
+    parameters = {"intra_op_thread_count": "1", **config.parameters}
+    settings = SessionSettings(where, parameters, config.graph_level, config.accelerators)
     return OnnxGraph(path, open_sessions(path, config, settings)[0].session)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, NoReturn
 
 import grpc
@@ -29,8 +31,9 @@ GRPC_STATUS: Mapping[str, grpc.StatusCode] = {
     "not_in_repository": grpc.StatusCode.INTERNAL,
     "internal": grpc.StatusCode.INTERNAL,
 }
-MAX_MESSAGE_CHARACTERS = 2000
-"""Of an error. It travels in a header, and a caller's own long names may be in it."""
+MAX_MESSAGE_BYTES = 4000
+"""Of an error, as it travels: in a header, of which clients take 8 KiB, and with three bytes for
+each that is not printable ASCII. A caller's own long names may be in it."""
 _CLOCKS_AGREE_WITHIN_S = 0.01
 
 UNREADABLE = object()
@@ -50,9 +53,14 @@ def describe(error: Exception) -> tuple[grpc.StatusCode, str]:
     if error.code == "internal":
         where = error.where if isinstance(error, InferenceFailed) else ""
         return grpc.StatusCode.INTERNAL, f"{where}inference failed; the server's log has the cause"
+    return GRPC_STATUS[error.code], _cut(str(error))
+
+
+def _cut(message: str) -> str:
     # A message may quote what no encoding has, such as half of a surrogate pair.
-    message = str(error)[:MAX_MESSAGE_CHARACTERS].encode(errors="replace").decode()
-    return GRPC_STATUS[error.code], message
+    encoded = message[:MAX_MESSAGE_BYTES].encode(errors="replace")
+    sizes = accumulate(1 if 0x20 <= byte < 0x7F and byte != ord("%") else 3 for byte in encoded)
+    return encoded[: bisect_right(list(sizes), MAX_MESSAGE_BYTES)].decode(errors="ignore")
 
 
 async def abort(context: Context, error: Exception) -> NoReturn:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import os
 from collections.abc import Mapping
 from time import monotonic
@@ -32,7 +30,13 @@ _BODY: Mapping[str, Any] = {
                     "type": "object",
                     "required": ["inputs"],
                     "properties": {
-                        "inputs": {"type": "string", "format": "byte"},
+                        "inputs": {
+                            "description": "text, texts, or a file in base64",
+                            "oneOf": [
+                                {"type": "string"},
+                                {"type": "array", "items": {"type": "string"}},
+                            ],
+                        },
                         "parameters": {"type": "object"},
                     },
                 }
@@ -64,37 +68,40 @@ def router(server: Server, restrictions: Restrictions, max_body_bytes: int) -> A
             body = await read_body(request.receive, max_body_bytes)
             received = monotonic()
             content_type = request.headers.get("content-type", "")
-            payload, parameters = _open_envelope(content_type, body, task)
-            async with decoding:
-                tensors = await asyncio.to_thread(task.preprocess, payload)
+            payload, settings = _open_envelope(content_type, body, task)
+            if task.takes_long:
+                async with decoding:
+                    question = await asyncio.to_thread(task.preprocess, payload, settings)
+            else:
+                question = task.preprocess(payload, settings)
         except RequestError:
             server.note_invalid(name)
             raise
         # Of no version: the one that the task came from may have been replaced meanwhile.
-        call = InferRequest(name, tensors)
+        call = InferRequest(name, question.tensors, parameters=question.parameters)
         call.stamps.received = received
         response = await server.infer(call)
-        return task.postprocess(response.outputs, parameters)
+        return task.postprocess(response.outputs, question)
 
     return routes
 
 
-def _open_envelope(content_type: str, body: bytes, task: Task) -> tuple[bytes, BaseModel]:
+def _open_envelope(content_type: str, body: bytes, task: Task) -> tuple[object, BaseModel]:
     """The input, and the settings that came with it."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         return body, task.Parameters()
     try:
         document = orjson.loads(body)
-        inputs = document["inputs"]
-        payload = base64.b64decode(inputs.partition("base64,")[2] or inputs, validate=True)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
-    except (TypeError, KeyError, AttributeError, binascii.Error, ValueError):
+    if not isinstance(document, dict) or "inputs" not in document:
         raise InvalidRequest(
-            "expected a JSON object whose 'inputs' is a string in base64, or a body that is the"
-            " input itself with another Content-Type"
-        ) from None
-    return payload, _checked(task.Parameters, document.get("parameters") or {})
+            "expected a JSON object with 'inputs', or a body that is the input itself with another"
+            " Content-Type"
+        )
+    if document.get("stream"):
+        raise Unsupported("stream: ask for a stream with POST /v2/models/{name}/generate_stream")
+    return document["inputs"], _checked(task.Parameters, document.get("parameters") or {})
 
 
 def _checked(schema: type[BaseModel], parameters: object) -> BaseModel:

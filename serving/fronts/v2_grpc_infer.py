@@ -89,7 +89,8 @@ class _Stream:
         self._ends_on_error = metadata(context, "triton_grpc_error") == "true"
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._in_flight = 0
-        # gRPC takes one message of a call at a time.
+        # gRPC takes one message of a call at a time. Whoever ends the stream early keeps the lock:
+        # a write that is cancelled goes on inside gRPC, which takes no status beside it.
         self._writing = asyncio.Lock()
 
     async def run(self, messages: AsyncIterator[Any]) -> None:
@@ -102,6 +103,7 @@ class _Stream:
             before: asyncio.Task[None] | None = None
             async for message in messages:
                 if message is UNREADABLE:
+                    await self._writing.acquire()
                     raise InvalidRequest("what was sent is not a message of this method")
                 await self._slots.acquire()
                 self._in_flight += 1
@@ -131,6 +133,7 @@ class _Stream:
             return
         except Exception as error:
             if self._ends_on_error or is_too_late(self._context, error):
+                await self._writing.acquire()
                 raise
             _, problem = describe(error)
             await _ended(before)

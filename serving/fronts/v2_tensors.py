@@ -235,26 +235,27 @@ def _numbers(name: str, datatype: str, elements: list[Any]) -> Array:
 def _byte_strings(name: str, shape: tuple[int, ...], raw: Buffer) -> Array:
     check_size(name, "BYTES", shape, len(raw))
     expected = math.prod(shape)
-    view = memoryview(raw)
+    # A body may hold millions of elements, and everybody waits for this loop: it only cuts, and
+    # what does not add up is found out afterwards.
+    data, unpack = bytes(raw), _LENGTH.unpack_from
     elements: list[bytes] = []
-    at = 0
-    while at < len(view):
-        if len(elements) == expected:
-            raise InvalidRequest(
-                f"expected {expected} string elements for input {name!r}, but {len(view) - at}"
-                " bytes follow the last"
-            )
-        if at + _LENGTH.size > len(view):
+    start = end = 0
+    while end < len(data) and len(elements) < expected:
+        if end + 4 > len(data):
             raise InvalidRequest(f"incomplete string length in the data of input {name!r}")
-        (length,) = _LENGTH.unpack_from(view, at)
-        at += _LENGTH.size
-        if at + length > len(view):
-            raise InvalidRequest(
-                f"incomplete string data for input {name!r}: element {len(elements)} should have"
-                f" {length} bytes, but only {len(view) - at} are left"
-            )
-        elements.append(bytes(view[at : at + length]))
-        at += length
+        start = end + 4
+        end = start + unpack(data, end)[0]
+        elements.append(data[start:end])
+    if end > len(data):
+        raise InvalidRequest(
+            f"incomplete string data for input {name!r}: element {len(elements) - 1} should have"
+            f" {end - start} bytes, but only {len(data) - start} are left"
+        )
+    if end < len(data):
+        raise InvalidRequest(
+            f"expected {expected} string elements for input {name!r}, but {len(data) - end}"
+            " bytes follow the last"
+        )
     if len(elements) != expected:
         raise InvalidRequest(
             f"expected {expected} string elements for input {name!r}, got {len(elements)}"

@@ -13,6 +13,8 @@ from structlog.typing import EventDict, WrappedLogger
 from serving.errors import InvalidRequest, OperatorError, Unsupported, shown
 
 FORMATS = ("default", "ISO8601")
+MAX_VERBOSE_LEVEL = 2**32 - 1
+"""What the protocol's messages can carry."""
 
 
 class LogSettings:
@@ -69,8 +71,10 @@ class LogSettings:
         if type(value) is not type(present):
             kind = {bool: "true or false", int: "an integer", str: "a string"}[type(present)]
             raise InvalidRequest(f"log setting {name!r} must be {kind}, got {shown(value)}")
-        if isinstance(value, int) and value < 0:
-            raise InvalidRequest(f"log setting {name!r} must be 0 or more, got {shown(value)}")
+        if isinstance(value, int) and not 0 <= value <= MAX_VERBOSE_LEVEL:
+            raise InvalidRequest(
+                f"log setting {name!r} must be from 0 to {MAX_VERBOSE_LEVEL}, got {shown(value)}"
+            )
         if name == "log_format" and value not in FORMATS:
             raise InvalidRequest(
                 f"log setting 'log_format' must be one of {', '.join(FORMATS)}, got {shown(value)}"

@@ -93,11 +93,12 @@ class _Field:
         at = self
         for name, key in _STEP.findall(path):
             found = at.children.get(name, [])
-            if key and found and found[0].key is not None:
-                found = [child for child in found if child.key == key.strip("'\"")]
-                found = [child.children.get("value", [child])[0] for child in found]
-            elif key:
+            if key.isdecimal() and all(child.key is None for child in found):
                 found = found[int(key) :]
+            elif key:
+                # An entry of a map may leave out a key that is empty.
+                found = [child for child in found if (child.key or "") == key.strip("'\"")]
+                found = [child.children.get("value", [child])[0] for child in found]
             if not found:
                 break
             at = found[0]

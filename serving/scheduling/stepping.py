@@ -222,16 +222,14 @@ class StepScheduler(Generic[J]):
         for work, jobs in (
             (stepper.suspend, decision.suspend),
             (stepper.resume, decision.resume),
-            (stepper.begin, decision.begin),
         ):
             if jobs:
                 news += _attempt(work, jobs)
         steps = decision.step
-        if news:
-            ended = {item.job for item in news if item.is_last}
-            steps = [job for job in steps if job not in ended]
-        if steps:
-            news += _attempt(stepper.step, steps)
+        if news or decision.begin:
+            others = {item.job for item in news}.union(decision.begin)
+            steps = [job for job in steps if job not in others]
+        news += self._attempt_iteration(decision.begin, steps)
         iteration = Iteration(
             rows=sum(job.rows for job in steps),
             suspended=len(decision.suspend),
@@ -240,6 +238,16 @@ class StepScheduler(Generic[J]):
         )
         stepper.work = Work()
         return iteration, news
+
+    def _attempt_iteration(self, begin: Sequence[J], step: Sequence[J]) -> list[News[J]]:
+        if not (begin or step):
+            return []
+        try:
+            return self._stepper.iterate(begin, step)
+        except Exception:
+            iterate = self._stepper.iterate
+            begun = _attempt(lambda jobs: iterate(jobs, []), begin, together=False)
+            return begun + _attempt(lambda jobs: iterate([], jobs), step, together=False)
 
     def _hand_out(self, news: Sequence[News[J]]) -> None:
         for item in news:
@@ -281,13 +289,17 @@ class StepScheduler(Generic[J]):
         call.answer.set_result({} if call.streams else _joined(call.parts))
 
 
-def _attempt(work: Callable[[Sequence[J]], list[News[J]]], jobs: Sequence[J]) -> list[News[J]]:
+def _attempt(
+    work: Callable[[Sequence[J]], list[News[J]]], jobs: Sequence[J], *, together: bool = True
+) -> list[News[J]]:
     """One job's values may be what the model cannot bear: only that one shall fail."""
+    if len(jobs) != 1 and not together:
+        return [news for job in jobs for news in _attempt(work, [job])]
     try:
         return work(jobs)
     except Exception as error:
         if len(jobs) > 1:
-            return [news for job in jobs for news in _attempt(work, [job])]
+            return _attempt(work, jobs, together=False)
         failure = error if isinstance(error, SlipwayError) else InferenceFailed(str(error))
         failure.__cause__ = None if failure is error else error
         return [News(jobs[0], failure, is_last=True)]

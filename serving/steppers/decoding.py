@@ -143,6 +143,9 @@ class Sampling(_OneRow):
         self._history.process(scores)
         if chosen.temperature != 1.0:
             scores /= chosen.temperature
-        token = draw(*candidates(scores[0], chosen.top_k, chosen.top_p), self._random)
+        tokens, weights = candidates(scores[0], chosen.top_k, chosen.top_p)
+        if not tokens.size:
+            return Advance([], None, [], "length")  # every token was forbidden to be repeated
+        token = draw(tokens, weights, self._random)
         self._history.append([token])
         return self.take(token)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import InvalidRequest
 from serving.steppers.ranking import largest
 
 Vector = npt.NDArray[np.float32]
@@ -16,13 +15,14 @@ _USUAL_NUCLEUS = 256
 def candidates(scores: Vector, top_k: int, top_p: float) -> tuple[npt.NDArray[np.intp], Vector]:
     """The tokens that may be drawn, and numbers in proportion to their probabilities.
 
-    `top_k` 0 and `top_p` 1 leave all. Of tokens as likely as the last of `top_k`, all stay.
+    `top_k` 0 and `top_p` 1 leave all, but none that is impossible, and so perhaps none. Of tokens
+    as likely as the last of `top_k`, all stay.
     """
     bound = scores[largest(scores, top_k)[-1]] if 0 < top_k < scores.size else -np.inf
     tokens = np.flatnonzero(scores > -np.inf if bound == -np.inf else scores >= bound)
-    if not tokens.size:
-        raise InvalidRequest("no_repeat_ngram_size leaves no token to choose from")
     values = scores[tokens]
+    if not tokens.size:
+        return tokens, values
     weights: Vector = np.exp(values - values.max())
     if top_p < 1.0:
         kept = _nucleus(weights, top_p)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,29 +11,48 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from serving.errors import ModelLoadError
-from serving.types import Tensors, TensorSpec
+from serving.types import Parameter, Tensors, TensorSpec
 
 TASKS = {
     "image_classification": "serving.tasks.image_classification:ImageClassification.load",
+    "text_generation": "serving.tasks.text_generation:TextGeneration.load",
+    "translation": "serving.tasks.translation:Translation.load",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a caller sent, as a model is asked it: a batch, and the request's parameters.
+
+    `settings` are those of the task's `Parameters` that came along.
+    """
+
+    settings: Any
+    tensors: Tensors
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
 
 class Task(Protocol):
     """One kind of question that people ask a model, in the schema of Hugging Face Inference."""
 
     Parameters: type[BaseModel]
-    """The settings that a caller may send along; unknown ones are refused."""
+    """The settings that a caller may send along; unknown ones are refused, or the model's."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     """The tensors by which it speaks to a model."""
+    takes_long: bool
+    """Whether `preprocess` is to be called in a thread."""
 
-    def preprocess(self, payload: bytes) -> Tensors:
-        """From what the caller sent to a batch of one row. May take long: call it in a thread."""
+    def preprocess(self, payload: object, settings: Any) -> Question:
+        """From what the caller sent: the bytes of a body, or `inputs` of a JSON body.
+
+        Raises `InvalidRequest`.
+        """
         ...
 
-    def postprocess(self, outputs: Tensors, parameters: Any) -> Any:
-        """From that row's outputs to what is sent back as JSON."""
+    def postprocess(self, outputs: Tensors, question: Question) -> Any:
+        """From the model's answer to what is sent back as JSON."""
         ...
 
 

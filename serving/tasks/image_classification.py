@@ -20,6 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, PositiveInt
 
 from serving.errors import InvalidRequest, ModelLoadError, TooLarge
+from serving.tasks import Question
+from serving.tasks.payload import as_bytes
 from serving.types import DYNAMIC, Tensors, TensorSpec
 
 Pixels = npt.NDArray[np.uint8]
@@ -106,6 +108,8 @@ class ImagePreprocessing:
 class ImageClassification:
     """The task: `preprocess` a picture, let the model compute logits, `postprocess` to labels."""
 
+    takes_long = True
+
     class Parameters(BaseModel, extra="forbid", frozen=True):
         top_k: PositiveInt | None = None
         function_to_apply: Literal["softmax", "sigmoid", "none"] = "softmax"
@@ -127,17 +131,17 @@ class ImageClassification:
             raise ModelLoadError(f"{path}: unusable labels: {error}") from error
         return cls(ImagePreprocessing.load(directory), labels)
 
-    def preprocess(self, payload: bytes) -> Tensors:
-        """The bytes of one picture file, as a batch of one row."""
-        return {INPUT: self._preprocessing.decode(payload)[np.newaxis]}
+    def preprocess(self, payload: object, settings: ImageClassification.Parameters) -> Question:
+        """One picture file: its bytes, or in JSON their base64."""
+        pixels = self._preprocessing.decode(as_bytes(payload))
+        return Question(settings, {INPUT: pixels[np.newaxis]})
 
-    def postprocess(
-        self, outputs: Tensors, parameters: ImageClassification.Parameters
-    ) -> list[dict[str, str | float]]:
+    def postprocess(self, outputs: Tensors, question: Question) -> list[dict[str, str | float]]:
         """Labels with scores, best first."""
+        settings: ImageClassification.Parameters = question.settings
         logits = outputs[OUTPUT][0].astype(np.float64)
-        scores = _SCORES[parameters.function_to_apply](logits)
-        best = np.argsort(-scores, kind="stable")[: parameters.top_k]
+        scores = _SCORES[settings.function_to_apply](logits)
+        best = np.argsort(-scores, kind="stable")[: settings.top_k]
         return [{"label": self._labels[i], "score": float(scores[i])} for i in best]
 
 

@@ -29,6 +29,9 @@ class Tokenizer(Protocol):
     languages: tuple[str, ...]
     """The target languages that a text can ask for, as `>>de<<` at its start."""
 
+    source_language: str | None
+    """The language that texts must be in, where the files say so."""
+
     @property
     def eos(self) -> int | None:
         """The token that ends a text."""

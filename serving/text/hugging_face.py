@@ -23,6 +23,7 @@ class HuggingFace:
     """GPT-2's, Llama's and their like."""
 
     languages: tuple[str, ...] = ()
+    source_language: str | None = None
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, eos: int | None, has_byte_tokens: bool):
         self._tokenizer = tokenizer

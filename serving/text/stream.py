@@ -17,18 +17,19 @@ _MOST_HELD = 3
 
 class TextStream:
     """The parts, joined, are exactly what the tokenizer makes of all tokens at once, or of those
-    before a stop string.
+    before a stop string. Where the text continues a `prompt`, they are what the tokens add to it.
 
     Decodes only the last few tokens for each new one: they fix what the new one adds.
     """
 
     __slots__ = ("_limit", "_shown", "_stops", "_tokenizer", "_window", "stopped")
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), prompt: Sequence[int] = ()):
         self._tokenizer = tokenizer
-        self._window: list[int] = []
+        self._window = [token for token in prompt[-_LONG:] if token not in tokenizer.special]
         self._limit = _LONG
-        self._shown = 0
+        text = tokenizer.decode(self._window) if self._window else ""
+        self._shown = len(text) - _held(text)
         """How much of the window's text was passed on."""
         self._stops = StopStrings(stop) if stop else None
         self.stopped = False

@@ -70,7 +70,7 @@ BAD_REQUESTS: dict[str, tuple[str, bytes, dict[str, str], int, str]] = {
         infer(shape=[2, 2]),
         {},
         400,
-        "unexpected shape for input 'x' for model 'double'. Expected [-1,4], got [2,2]",
+        "unexpected shape for input 'x' for model 'double'. Expected [-1,4], got [2,2]. NOTE:",
     ),
     "negative shape": ("double", infer(shape=[-1, 4]), {}, 400, "invalid shape for input 'x'"),
     "overflowing shape": ("double", infer(shape=[2**40, 2**40]), {}, 400, "overflows"),
@@ -298,7 +298,7 @@ def test_what_is_no_usable_image(server: RunningServer, case: str) -> None:
 
 
 BAD_TASK_CALLS = {
-    "no inputs": (b"{}", 400, "expected a JSON object whose 'inputs'"),
+    "no inputs": (b"{}", 400, "expected a JSON object with 'inputs'"),
     "inputs no base64": (b'{"inputs": "#!"}', 400, "a string in base64"),
     "inputs no string": (b'{"inputs": 3}', 400, "a string in base64"),
     "not JSON": (b"{", 400, "the body is not JSON"),
@@ -363,6 +363,11 @@ BAD_MESSAGES = {
         "overflows",
     ),
     "a very long name": (grpc_request(name="z" * 20_000), "INVALID_ARGUMENT", "unexpected"),
+    "a long name of wide letters": (
+        grpc_request(name="\N{ROCKET}" * 20_000),
+        "INVALID_ARGUMENT",
+        "unexpected",
+    ),
     "unknown model": (grpc_request(model_name="nobody"), "NOT_FOUND", "unknown model"),
     "unknown version": (grpc_request(model_version="7"), "NOT_FOUND", "version 7"),
     "wrong name": (grpc_request(name="z"), "INVALID_ARGUMENT", "unexpected inference input 'z'"),

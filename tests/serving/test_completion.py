@@ -52,15 +52,22 @@ def test_a_config_that_says_nothing_batches_if_the_graph_can(tmp_path: Path) -> 
     assert before.message.SerializeToString() == message
     assert found == completed(tmp_path, 'backend: "onnxruntime"')
     assert (found.max_batch_size, found.batching) == (4, Batching())
-    assert found.inputs == tuple(ROWS_IN)
+    assert found.inputs == (TensorSpec("x", "FP32", (-1, 4)),)
     assert found.outputs == (TensorSpec("y", "BYTES", (-1, 1)),)
     assert found.reshapes == {"y": (-1,)}
     shown: Any = found.message
     assert list(shown.input[0].dims) == [4]
-    assert [tensor.optional for tensor in shown.input] == [False, True]
     assert list(shown.output[0].dims) == [1]
     assert shown.output[0].HasField("reshape")
     assert list(shown.dynamic_batching.preferred_batch_size) == [4]
+
+
+def test_weights_that_a_graph_lists_as_inputs_do_not_show(tmp_path: Path) -> None:
+    graph = [TensorSpec("x", "FP32", (-1, 4)), TensorSpec("w", "FP32", (4, 4), optional=True)]
+    found = completed(tmp_path, 'backend: "onnxruntime"', graph)
+    assert (found.max_batch_size, found.inputs) == (4, (graph[0],))
+    declared = 'backend: "onnxruntime" input { name: "w" data_type: TYPE_FP32 optional: true }'
+    assert completed(tmp_path, declared, graph).inputs == (graph[1],)
 
 
 def test_a_graph_that_cannot_batch(tmp_path: Path) -> None:
@@ -109,7 +116,7 @@ def test_what_the_server_fills_and_reads_is_not_declared(tmp_path: Path) -> None
         [*ROWS_IN, TensorSpec("start", "INT32", shape), TensorSpec("before", "FP32", shape)],
         [*ROWS_OUT, TensorSpec("after", "FP32", shape)],
     )
-    assert [spec.name for spec in found.inputs] == ["x", "bias"]
+    assert [spec.name for spec in found.inputs] == ["x"]
     assert [spec.name for spec in found.outputs] == ["y"]
     assert found.batching is None
     assert found.sequences is not None
@@ -149,7 +156,7 @@ def test_warm_up_is_checked_when_the_inputs_are_known(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'z' is no input of the graph"):
         completed(tmp_path, text % ("z", 4))
     with pytest.raises(ConfigError, match="'x' is missing"):
-        completed(tmp_path, text % ("bias", 4))
+        completed(tmp_path, text % ("z", 4), [*ROWS_IN, TensorSpec("z", "FP32", (-1, 4))])
 
 
 _SHAPES = st.lists(st.sampled_from([-1, 1, 5]), max_size=3).map(tuple)

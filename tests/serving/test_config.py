@@ -307,6 +307,21 @@ parameters { key: "a.b" value { string_value: "x" } }
     assert ":5: input[0].data_type is required" in refusal(tmp_path, text)
 
 
+def test_the_line_of_an_entry_without_a_key(tmp_path: Path) -> None:
+    text = config(
+        backend="fake",
+        extra="""
+model_warmup {
+  inputs { key: "x" value { data_type: TYPE_FP32 dims: 4 zero_data: true } }
+  inputs {
+    value { data_type: TYPE_FP32 dims: 4 zero_data: true }
+  }
+}
+""",
+    )
+    assert ":10: model_warmup[0].inputs[''] is no input of the model" in refusal(tmp_path, text)
+
+
 def test_a_backend_is_required(tmp_path: Path) -> None:
     assert "backend is required" in refusal(tmp_path, "max_batch_size: 1")
 

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from serving.errors import InvalidRequest, ModelLoadError
 from serving.steppers.parameters import GenerationParameters
 from serving.steppers.settings import GENERATION_FILE, GenerationSettings
 from serving.types import Parameter
+
+PATIENT = limits(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 TRANSLATOR = GenerationSettings(
     max_length=64,
@@ -150,6 +153,7 @@ def test_stop_strings(sent: str, stop: tuple[str, ...]) -> None:
 VALUES = st.one_of(st.booleans(), st.integers(), st.floats(), st.text('a[]"\n', max_size=9))
 
 
+@PATIENT
 @given(
     st.dictionaries(
         st.sampled_from([*GenerationParameters.model_fields, "other"]), VALUES, max_size=4

@@ -296,6 +296,18 @@ def test_an_error_ends_the_stream_of_who_wants_that(client: Any, stub: Any) -> N
     assert time.monotonic() - started < 1
 
 
+def test_an_error_ends_a_stream_that_is_being_answered(stub: Any) -> None:
+    good, bad = request("echo", 1, 2, 3, 4), request("echo", 1, 2)
+    for _ in range(30):
+        with pytest.raises(grpc.RpcError) as refusal:
+            list(
+                stub.ModelStreamInfer(
+                    iter([good, bad, good]), metadata=[("triton_grpc_error", "true")], timeout=5
+                )
+            )
+        assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_requests_of_one_stream_run_together_and_are_answered_in_order(stub: Any) -> None:
     requests = [request("slow", i, 2, 3, 4, id=str(i)) for i in range(20)]
     requests.append(request("echo", 1, 2, 3, 4, id="fast"))

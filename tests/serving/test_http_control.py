@@ -194,6 +194,8 @@ def test_trace_settings(here: RunningServer, client: Any) -> None:
         ("models/nobody/trace/setting", b"{}", 400, "Request for unknown model : nobody"),
         ("logging", b'{"log_info":1}', 400, "log_info"),
         ("logging", b'{"log_format":"odd"}', 400, "log_format"),
+        # Nobody could ask for it over gRPC afterwards.
+        ("logging", b'{"log_verbose_level":4294967296}', 400, "from 0 to 4294967295"),
         ("logging", b'{"log_file":"/etc/passwd"}', 501, "log_file"),
         ("logging", b"{", 400, "failed to parse"),
     ],

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serving.errors import InvalidRequest, ModelLoadError, TooLarge
+from serving.tasks import Question
 from serving.tasks.image_classification import ImageClassification, ImagePreprocessing
 from tests.conftest import SHIPPED
 from tests.support import RunningServer, call
@@ -124,7 +125,7 @@ def test_labels_come_best_first(function: Literal["softmax", "sigmoid", "none"])
     task = ImageClassification(GREY, ["a", "b", "c"])
     outputs = {"logits": np.array([[1.0, 1000.0, -1000.0]], np.float32)}
     parameters = task.Parameters(function_to_apply=function, top_k=2)
-    answer = task.postprocess(outputs, parameters)
+    answer = task.postprocess(outputs, Question(parameters, {}))
     assert [entry["label"] for entry in answer] == ["b", "a"]
     if function == "softmax":
         assert answer[0]["score"] == 1.0

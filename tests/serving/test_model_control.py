@@ -187,6 +187,10 @@ BAD_OVERRIDES: dict[str, tuple[dict[str, str], str]] = {
     "escaping": ({"config": "{}", "file:../../x": "aaaa"}, "inside the model"),
     "absolute": ({"config": "{}", "file:/etc/x": "aaaa"}, "inside the model"),
     "long": ({"config": "{}", "file:1/" + "x" * 300: "aaaa"}, "inside the model"),
+    "a file inside a file": (
+        {"config": "{}", "file:1/model.onnx": "aaaa", "file:1/model.onnx/x": "aaaa"},
+        "cannot be read",
+    ),
     "corrupt graph": (
         {"config": '{"backend": "onnxruntime"}', "file:1/model.onnx": "aaaa"},
         "cannot load",
@@ -304,8 +308,10 @@ def test_warmup(tmp_path: Path) -> None:
     with serving(tmp_path) as server, connect(server, "http") as client:
         statistics = client.get_inference_statistics("adder")["model_stats"][0]
         assert (statistics["inference_count"], statistics["execution_count"]) == (0, 0)
-    failing = warmup + 'parameters { key: "fail_every" value { string_value: "1" } }'
-    write_config(tmp_path, "adder", config(backend="fake", extra=failing))
+    failing = warmup + 'parameters { key: "fail_every" value { string_value: "%d" } }'
+    write_config(tmp_path, "adder", config(backend="fake", extra=failing % 3))
+    assert run_slipway("check", str(tmp_path)).returncode == 0
+    write_config(tmp_path, "adder", config(backend="fake", extra=failing % 2))
     result = run_slipway("check", str(tmp_path))
     assert result.returncode == 1
     assert "warm-up 'zeros' failed" in result.stdout
@@ -395,6 +401,15 @@ def test_an_ensemble_stands_and_falls_with_its_members(tmp_path: Path) -> None:
         with pytest.raises(InferenceServerException):
             client.load_model("adder")
         assert ask(client, "whole") == (1, "1")
+
+
+def test_the_end_of_a_server_is_no_error_of_an_ensemble(tmp_path: Path) -> None:
+    write_whole(tmp_path, "whole", "adder")
+    write_adder(tmp_path)
+    with serving(tmp_path) as server:
+        assert index(server)["whole", "1"]["state"] == "READY"
+    assert server.events("stopped")
+    assert not [event for event in server.log if event.get("level") == "error"]
 
 
 def test_an_ensemble_that_waits_for_a_member_is_loaded_when_that_comes(tmp_path: Path) -> None:

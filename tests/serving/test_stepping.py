@@ -72,24 +72,20 @@ class Counting:
             for target in request.inputs["target"].ravel()
         ]
 
-    def begin(self, jobs: Sequence[Count]) -> list[News[Count]]:
-        for job in jobs:
-            if job.target == 0:
-                raise RuntimeError("cannot begin")
-        for job in jobs:
+    def iterate(self, begin: Sequence[Count], step: Sequence[Count]) -> list[News[Count]]:
+        self.steps += 1
+        time.sleep(self._step_s)
+        if any(job.target == 0 for job in begin):
+            raise RuntimeError("cannot begin")
+        if any(job.target < 0 for job in step):
+            raise RuntimeError("cannot step")
+        for job in begin:
             assert not job.has_begun
             job.has_begun = True
             self.held.add(job)
-        return []
-
-    def step(self, jobs: Sequence[Count]) -> list[News[Count]]:
-        self.steps += 1
-        time.sleep(self._step_s)
-        if any(job.target < 0 for job in jobs):
-            raise RuntimeError("cannot step")
-        assert len({*jobs}) == len(jobs) <= self.capacity.slots
+        assert len({*step}) == len(step) <= self.capacity.slots
         news = []
-        for job in jobs:
+        for job in step:
             assert job in self.held
             assert not job.is_suspended
             job.value += 1
@@ -98,7 +94,7 @@ class Counting:
             if job.streams or is_last:
                 event, job.made = job.made, []
                 news.append(News(job, event, is_last))
-        self.work.made += len(jobs)
+        self.work.made += len(step)
         return news
 
     def suspend(self, jobs: Sequence[Count]) -> list[News[Count]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import MarianTokenizer, PreTrainedTokenizerFast
 
@@ -26,6 +27,8 @@ from tests.serving.text_models import (
     write_marian,
     write_metaspace,
 )
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 KINDS: dict[str, Callable[[Path], Path]] = {
     "marian": write_marian,
@@ -59,7 +62,8 @@ def theirs(directory: Path) -> Any:
             tokenizer_file=str(directory / "tokenizer.json"),
             eos_token="<|endoftext|>" if directory.name == "byte-level" else "</s>",
         )
-    with pytest.warns(UserWarning, match="sacremoses"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*sacremoses")
         return MarianTokenizer(
             source_spm=str(directory / "source.spm"),
             target_spm=str(directory / "target.spm"),
@@ -75,6 +79,7 @@ TEXTS = st.lists(
 ).map("".join)
 
 
+@PATIENT
 @given(TEXTS)
 def test_tokens_are_those_of_transformers(ours: Tokenizer, theirs: Any, text: str) -> None:
     assert ours.encode(text) == theirs(text).input_ids
@@ -96,6 +101,7 @@ def chunks_of(tokens: list[int], sizes: list[int]) -> list[list[int]]:
     return [*chunks, *([token] for token in tokens[start:])]
 
 
+@PATIENT
 @given(st.lists(st.integers(0, 10_000), max_size=60), st.lists(st.integers(0, 5), max_size=9))
 def test_a_stream_is_the_whole_text_in_parts(
     ours: Tokenizer, theirs: Any, numbers: list[int], sizes: list[int]
@@ -108,6 +114,22 @@ def test_a_stream_is_the_whole_text_in_parts(
     assert whole == theirs.decode(tokens, skip_special_tokens=True)
 
 
+@PATIENT
+@given(st.text("the quick é", max_size=30), st.text("the quick é日", max_size=30))
+def test_a_stream_that_continues_a_prompt_is_what_the_tokens_add(
+    ours: Tokenizer, prompt: str, text: str
+) -> None:
+    whole = ours.encode(prompt + text)
+    before = whole[: len(ours.encode(prompt)) // 2]
+    begun = ours.decode(before)
+    if "\N{REPLACEMENT CHARACTER}" in begun:
+        return  # a prompt never ends within a character
+    stream = TextStream(ours, prompt=before)
+    parts = [stream.push([token]) for token in whole[len(before) :]]
+    assert begun + "".join([*parts, stream.finish()]) == ours.decode(whole)
+
+
+@PATIENT
 @given(st.lists(st.sampled_from(LETTERS + "日本語😀é"), max_size=80).map("".join))
 def test_a_stream_never_shows_half_a_character(ours: Tokenizer, text: str) -> None:
     if "\N{REPLACEMENT CHARACTER}" in ours.decode(ours.encode(text)):
@@ -117,6 +139,7 @@ def test_a_stream_never_shows_half_a_character(ours: Tokenizer, text: str) -> No
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(parts)
 
 
+@PATIENT
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
 def test_a_long_run_of_few_tokens_is_streamed_exactly(
     ours: Tokenizer, theirs: Any, first: int, second: int
@@ -155,6 +178,7 @@ def naive(text: str, stops: list[str]) -> str:
 SHORT = st.text("ab", min_size=1, max_size=4)
 
 
+@PATIENT
 @given(st.lists(SHORT, max_size=9), st.lists(SHORT, min_size=1, max_size=3))
 def test_a_text_ends_before_its_first_stop_string(parts: list[str], stop: list[str]) -> None:
     stops = StopStrings(stop)
@@ -167,6 +191,7 @@ def test_a_text_ends_before_its_first_stop_string(parts: list[str], stop: list[s
     assert shown + stops.held == naive("".join(parts), stop)
 
 
+@PATIENT
 @given(st.text("the quick", max_size=30), st.lists(st.text("the q", min_size=1), max_size=3))
 def test_a_stream_stops(ours: Tokenizer, text: str, stop: list[str]) -> None:
     tokens = ours.encode(text)

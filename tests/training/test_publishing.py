@@ -199,7 +199,8 @@ def test_a_published_version_is_whole_and_answers_as_torch_does(
     held_out = split_images(images).held_out
     some = held_out[:8]
     task = load_task("image_classification", found.directory)
-    [example] = task.preprocess((found.directory / "example.png").read_bytes())["image"]
+    picture = (found.directory / "example.png").read_bytes()
+    [example] = task.preprocess(picture, task.Parameters()).tensors["image"]
     assert any(np.array_equal(example, picture) for picture in images.read(held_out))
     assert [spec.name for spec in (*task.inputs, *task.outputs)] == ["image", "logits"]
 

@@ -221,7 +221,7 @@ def test_from_run_to_published_version(run: RunDirectory, tmp_path: Path, slipwa
     path.write_text(path.read_text().replace('"translation"', '"text_generation"'))
     result = slipway("publish", run.path, "--model-repository", tmp_path)
     assert result.exit_code == 1
-    assert "the task is 'text_generation', and this version is for 'translation'" in result.stderr
+    assert "promises the task 'text_generation' and this version has 'translation'" in result.stderr
 
 
 def test_below_the_wanted_exact_match_nothing_is_published(

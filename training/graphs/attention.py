@@ -34,8 +34,8 @@ def padded_head(head_dim: int) -> int:
 
 def pad_heads(states: Tensor) -> Tensor:
     """Zeros in keys and queries change no product, and in values none that is read."""
-    head_dim = states.shape[-1]
-    return nn.functional.pad(states, (0, padded_head(head_dim) - head_dim))
+    missing = padded_head(states.shape[-1]) - states.shape[-1]
+    return nn.functional.pad(states, (0, missing)) if missing else states
 
 
 @dataclass
@@ -47,6 +47,8 @@ class Attended:
     past: Sequence[KeysAndValues]
     source_lengths: Tensor | None = None
     """INT32 [batch]: positions of each row's source text, for cross attention."""
+    last: Sequence[KeysAndValues] = ()
+    """The keys and values of the source's last position: [batch, head, 1, dimension]."""
     present: list[KeysAndValues] = field(default_factory=list)
     present_cross: list[KeysAndValues] = field(default_factory=list)
 
@@ -70,13 +72,9 @@ class Attended:
         The operator always writes one position: it is given the last one again, as it is.
         """
         assert self.source_lengths is not None, "only a decoder with an encoder attends across"
-        last = (self.source_lengths.long() - 1)[:, None, None, None].expand(
-            -1, key.shape[1], 1, key.shape[3]
-        )
         attended, *present = _group_query_attention(
             pad_heads(query),
-            key.gather(2, last),
-            value.gather(2, last),
+            *self.last[len(self.present_cross)],
             (key, value),
             self.source_lengths,
             scale,

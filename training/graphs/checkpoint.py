@@ -20,7 +20,9 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM, MarianMTModel
 from training.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = "*.safetensors"
 _PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 Model = MarianMTModel | GPT2LMHeadModel | LlamaForCausalLM
@@ -28,6 +30,8 @@ Model = MarianMTModel | GPT2LMHeadModel | LlamaForCausalLM
 
 @dataclass(frozen=True)
 class Architecture:
+    name: str
+    """That of its class, as config.json has it."""
     model: type[Model]
     task: str
     tokenizer_files: tuple[str, ...]
@@ -35,15 +39,21 @@ class Architecture:
 
 _TEXT_GENERATION = "text_generation", ("tokenizer.json",)
 
-ARCHITECTURES = {
-    "MarianMTModel": Architecture(
+ARCHITECTURES = (
+    Architecture(
+        "MarianMTModel",
         MarianMTModel,
         "translation",
         ("source.spm", "target.spm", "vocab.json", "tokenizer_config.json"),
     ),
-    "GPT2LMHeadModel": Architecture(GPT2LMHeadModel, *_TEXT_GENERATION),
-    "LlamaForCausalLM": Architecture(LlamaForCausalLM, *_TEXT_GENERATION),
-}
+    Architecture("GPT2LMHeadModel", GPT2LMHeadModel, *_TEXT_GENERATION),
+    Architecture("LlamaForCausalLM", LlamaForCausalLM, *_TEXT_GENERATION),
+)
+
+_OPTIONAL_FILES = ("tokenizer_config.json",)
+
+_CONSTANTS = (".attn.masked_bias",)
+"""Ends of names under which early GPT-2 checkpoints keep what is no weight."""
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Those whose angles depend on the position alone."""
@@ -53,18 +63,28 @@ def architecture_of(checkpoint: Path) -> Architecture:
     """Look at a directory's files. Raises `CheckpointError` if it cannot be exported."""
     if not checkpoint.is_dir():
         raise CheckpointError(f"{checkpoint} is not a directory")
-    config = _read_config(checkpoint / CONFIG_FILE)
+    config = _read_object(checkpoint / CONFIG_FILE)
+    if (checkpoint / GENERATION_FILE).exists():
+        # `transformers` would go on without it.
+        _read_object(checkpoint / GENERATION_FILE)
     names = config.get("architectures") or []
-    if len(names) != 1 or names[0] not in ARCHITECTURES:
-        found = " and ".join(map(str, names)) or "none"
+    names = names if isinstance(names, list) else [names]
+    architecture = next((known for known in ARCHITECTURES if [known.name] == names), None)
+    if architecture is None:
+        found = ", ".join(map(str, names)) or "none"
         raise CheckpointError(
             f"{checkpoint / CONFIG_FILE}: the architecture is {found}, and those that can be"
-            f" exported are {', '.join(ARCHITECTURES)}"
+            f" exported are {', '.join(known.name for known in ARCHITECTURES)}"
         )
-    architecture = ARCHITECTURES[names[0]]
     _check_config(checkpoint / CONFIG_FILE, config)
     _check_files(checkpoint, architecture)
     return architecture
+
+
+def tokenizer_files(checkpoint: Path) -> list[Path]:
+    """Those that serving may read."""
+    names = (*architecture_of(checkpoint).tokenizer_files, *_OPTIONAL_FILES)
+    return [checkpoint / name for name in dict.fromkeys(names) if (checkpoint / name).exists()]
 
 
 def load_checkpoint(checkpoint: Path) -> Model:
@@ -78,6 +98,8 @@ def load_checkpoint(checkpoint: Path) -> Model:
                 attn_implementation="eager",
                 use_safetensors=True,
                 local_files_only=True,
+                # Told below, by name.
+                ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
     except SafetensorError as error:
@@ -89,9 +111,10 @@ def load_checkpoint(checkpoint: Path) -> Model:
     model: Model
     model, found = loaded
     model.requires_grad_(False)
+    unexpected = {key for key in found["unexpected_keys"] if not key.endswith(_CONSTANTS)}
     for keys, problem in (
         (found["missing_keys"], "lack"),
-        (found["unexpected_keys"], "have what the model has no place for:"),
+        (unexpected, "have what the model has no place for:"),
         (found["mismatched_keys"], "have another shape than config.json says:"),
     ):
         if keys:
@@ -100,7 +123,7 @@ def load_checkpoint(checkpoint: Path) -> Model:
     return model
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -127,7 +150,9 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
     if config.get("is_causal") is False:
         raise CheckpointError(f"{path}: is_causal is false, and text is generated forwards only")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = "default"
+    if isinstance(rope, dict):
+        kind = rope.get("rope_type") or rope.get("type") or kind
     if kind not in _ROPE_TYPES:
         raise CheckpointError(
             f"{path}: the rope type is {kind!r}, and those whose angles depend on the position"

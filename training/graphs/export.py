@@ -5,26 +5,35 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
+
+from serving.steppers.settings import GenerationSettings
+from serving.triton_backend import MODEL_FILE, MODEL_TEXT
 from training import durable
 from training.errors import CheckpointError
-from training.graphs.checkpoint import architecture_of, load_checkpoint
+from training.graphs.checkpoint import Model, load_checkpoint, tokenizer_files
 from training.graphs.graphs import to_onnx
-from training.graphs.names import SETTINGS_FILE
 from training.graphs.settings import generation_settings, renormalized
+from training.graphs.tokenizers import read_tokenizer
 
 _LARGEST_GRAPH = 2**31 - 1
 """Bytes that one protobuf message can have."""
 
 
 def export_generation(checkpoint: Path, destination: Path) -> None:
-    """Write graphs, generation.json and the tokenizer's files into a directory.
+    """Write graphs, generation.json, the tokenizer's files and Triton's model.py into a directory.
 
     Raises `CheckpointError` for a checkpoint that cannot be exported as what it is.
     """
-    architecture = architecture_of(checkpoint)
-    model = load_checkpoint(checkpoint)
-    settings = generation_settings(model)
+    export_loaded(load_checkpoint(checkpoint), checkpoint, destination)
+
+
+def export_loaded(model: Model, checkpoint: Path, destination: Path) -> None:
+    """The same, of a model that `load_checkpoint` read."""
+    settings = _checked(generation_settings(model))
+    read_tokenizer(checkpoint, model)
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     if size > _LARGEST_GRAPH:
         raise CheckpointError(
@@ -33,6 +42,20 @@ def export_generation(checkpoint: Path, destination: Path) -> None:
     destination.mkdir(parents=True, exist_ok=True)
     for name, graph in to_onnx(model, renormalized(model)).items():
         (destination / name).write_bytes(graph.SerializeToString())
-    durable.write(destination / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
-    for name in architecture.tokenizer_files:
-        shutil.copyfile(checkpoint / name, destination / name)
+    settings.save(destination)
+    for path in tokenizer_files(checkpoint):
+        shutil.copyfile(path, destination / path.name)
+    durable.write(destination / MODEL_FILE, MODEL_TEXT)
+
+
+def _checked(settings: dict[str, Any]) -> GenerationSettings:
+    """As serving reads them. Raises `CheckpointError` where a value is out of bounds."""
+    try:
+        return GenerationSettings.model_validate_json(json.dumps(settings))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise CheckpointError(
+            f"the checkpoint's generation settings: {field}: {problem['msg']},"
+            f" got {problem['input']!r}"
+        ) from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM, MarianMTModel
 
 from training.graphs.attention import NAME, KeysAndValues, attention_of, padded_head
 from training.graphs.checkpoint import Model
-from training.graphs.modules import LanguageModelDecoder, MarianDecoder, MarianEncoder
+from training.graphs.modules import LanguageModelDecoder, MarianDecoder, MarianEncoder, Rotary
 from training.graphs.names import DECODER_FILE, ENCODER_FILE
 from training.graphs.trace import trace
 
@@ -68,12 +69,17 @@ def _marian_decoder(model: MarianMTModel, never: Sequence[int]) -> ModelProto:
         "source_lengths": torch.full((_BATCH,), _SOURCE, dtype=torch.int32),
         "past": _caches(layers, heads, _CAPACITY, head_dim),
         "cross": _caches(layers, heads, _SOURCE, head_dim),
+        "last": _caches(layers, heads, 1, head_dim),
     }
     with attention_of(config, NAME):
         return trace(
             MarianDecoder(model, never),
             inputs,
-            [*_TOKENS_OF_ROWS, "source_lengths", *_names("past", layers), *_names("cross", layers)],
+            [
+                *_TOKENS_OF_ROWS,
+                "source_lengths",
+                *(name for kind in ("past", "cross", "last") for name in _names(kind, layers)),
+            ],
             ["logits", *_names("present", layers), *_names("present_cross", layers)],
             {
                 "input_ids": {0: batch},
@@ -82,6 +88,7 @@ def _marian_decoder(model: MarianMTModel, never: Sequence[int]) -> ModelProto:
                 "source_lengths": {0: batch},
                 "past": [({0: batch, 2: capacity},) * 2] * layers,
                 "cross": [({0: batch, 2: source},) * 2] * layers,
+                "last": [({0: batch},) * 2] * layers,
             },
         )
 
@@ -90,7 +97,7 @@ def _language_model(model: GPT2LMHeadModel | LlamaForCausalLM, never: Sequence[i
     config = model.config
     layers, heads, head_dim = cache_shape(model)
     batch, tokens, capacity = Dim("batch"), Dim("tokens"), Dim("capacity")
-    with attention_of(config, NAME):
+    with attention_of(config, NAME), _steady_rotary(model):
         return trace(
             LanguageModelDecoder(model, never),
             {**_tokens(_TOKENS), "past": _caches(layers, heads, _CAPACITY, head_dim)},
@@ -103,6 +110,19 @@ def _language_model(model: GPT2LMHeadModel | LlamaForCausalLM, never: Sequence[i
                 "past": [({0: batch, 2: capacity},) * 2] * layers,
             },
         )
+
+
+@contextmanager
+def _steady_rotary(model: Model) -> Iterator[None]:
+    if not isinstance(model, LlamaForCausalLM):
+        yield
+        return
+    original = model.model.rotary_emb
+    model.model.rotary_emb = Rotary(original)
+    try:
+        yield
+    finally:
+        model.model.rotary_emb = original
 
 
 _TOKENS_OF_ROWS = ("input_ids", "positions", "lengths")

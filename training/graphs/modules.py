@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, MarianMTModel
 from transformers.cache_utils import EncoderDecoderCache
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from training.graphs.attention import Attended, KeysAndValues, NewTokens, pad_heads
 
@@ -36,6 +37,30 @@ class LanguageModelDecoder(nn.Module):
         last = lengths.long() - 1 - positions[:, 0]
         hidden = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2])).squeeze(1)
         return self.head(hidden), attended.present
+
+
+class Rotary(nn.Module):
+    """Llama's rotary embedding, rounded the same however many rows there are.
+
+    Cosines are computed in vectors of up to sixteen numbers and what is left over one by one, with
+    another last bit; so each row is made of whole vectors.
+    """
+
+    def __init__(self, original: LlamaRotaryEmbedding):
+        super().__init__()
+        frequencies = original.inv_freq
+        self.width = len(frequencies)
+        self.scaling: float = original.attention_scaling
+        self.frequencies = nn.functional.pad(frequencies, (0, -self.width % 16))
+
+    def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angles = position_ids[..., None].float() * self.frequencies
+
+        def both_halves(values: Tensor) -> Tensor:
+            half = values[..., : self.width] * self.scaling
+            return torch.cat((half, half), dim=-1)
+
+        return both_halves(angles.cos()), both_halves(angles.sin())
 
 
 class MarianEncoder(nn.Module):
@@ -78,8 +103,9 @@ class MarianDecoder(nn.Module):
         source_lengths: Tensor,
         past: Sequence[KeysAndValues],
         cross: Sequence[KeysAndValues],
+        last: Sequence[KeysAndValues],
     ) -> tuple[Tensor, list[KeysAndValues], list[KeysAndValues]]:
-        attended = Attended(lengths, past, source_lengths)
+        attended = Attended(lengths, past, source_lengths, last)
         hidden = self.decoder(
             input_ids=input_ids,
             # Masks and the encoder's states are asked for and not used: lengths and `cross` are.

@@ -2,4 +2,3 @@
 
 ENCODER_FILE = "encoder.onnx"
 DECODER_FILE = "decoder.onnx"
-SETTINGS_FILE = "generation.json"

@@ -127,7 +127,8 @@ def _check_interface(host: ReferenceHost, model: Model) -> tuple[Check, ...]:
             ),
             check("encoder's outputs", host.encoder.get_outputs(), cross),
         ]
-        inputs += ["source_lengths tensor(int32) ['batch']", *past, *cross]
+        last = [line.replace("past_", "last_").replace("'capacity'", "1") for line in past]
+        inputs += ["source_lengths tensor(int32) ['batch']", *past, *cross, *last]
         outputs += [present_of(line) for line in (*past, *cross)]
     else:
         inputs += past

@@ -71,13 +71,15 @@ class ReferenceHost:
             mask[row, : len(source)] = 1
         names = [spec.name for spec in self.encoder.get_outputs()]
         outputs = self.encoder.run(names, {"input_ids": input_ids, "attention_mask": mask})
-        return [
-            {
-                name: output[row : row + 1, :, : len(source)]
-                for name, output in zip(names, outputs, strict=True)
-            }
-            for row, source in enumerate(sources)
-        ]
+        encoded = []
+        for row, source in enumerate(sources):
+            cache: Cache = {}
+            for name, output in zip(names, outputs, strict=True):
+                cache[name] = output[row : row + 1, :, : len(source)]
+                # What the attention operator is given as if it were new.
+                cache[name.replace("cross", "last")] = cache[name][:, :, -1:]
+            encoded.append(cache)
+        return encoded
 
     def run(self, rows: Sequence[Row], tokens: Sequence[Sequence[int]]) -> Logits:
         """Append tokens to every row in one run; returns the logits after each row's last.
@@ -114,13 +116,14 @@ class ReferenceHost:
         shared = {name: ort.OrtValue.ortvalue_from_numpy(cache) for name, cache in caches.items()}
         for name, value in inputs.items():
             binding.bind_cpu_input(name, value)
+        written = {present_of(name): value for name, value in shared.items() if name[:4] != "last"}
         for name, value in shared.items():
             binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output(present_of(name), value)
+        for name, value in written.items():
+            binding.bind_ortvalue_output(name, value)
         binding.bind_output(LOGITS)
         self.decoder.run_with_iobinding(binding)
-        names = [*map(present_of, shared), LOGITS]
-        logits = dict(zip(names, binding.get_outputs(), strict=True))[LOGITS]
+        logits = dict(zip([*written, LOGITS], binding.get_outputs(), strict=True))[LOGITS]
         return np.array(logits.numpy())
 
 

@@ -12,6 +12,7 @@ from training.recipe import Recipe
 RECIPES = {
     "digits": "training.recipes.digits:digits",
     "translator": "training.recipes.translator:translator",
+    "writer": "training.recipes.writer:writer",
 }
 
 

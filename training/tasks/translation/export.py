@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from training import durable
-from training.graphs.checkpoint import load_checkpoint
-from training.graphs.export import export_generation
-from training.graphs.parity import verify_generation
+from training.graphs.from_run import Example, export_run
+from training.graphs.served import generate_served
 from training.parity import ParityReport
-from training.runs import FLOAT32, PARITY_FILE, RunDirectory
+from training.runs import RunDirectory
 from training.tasks.translation import network as marian
+from training.tasks.translation.corpus import Pair
 from training.tasks.translation.report import translate
 from training.tasks.translation.workload import TranslationWorkload
-
-EXAMPLE_FILE = "example.txt"
-ANSWER_FILE = "example.json"
 
 _CANDIDATES = 200
 """Held-out sentences among which an example is sought, and with which parity is proven."""
@@ -28,33 +24,33 @@ def export(run: RunDirectory, workload: TranslationWorkload) -> ParityReport:
 
     Raises `ParityError` with the first check that failed; the report is written all the same.
     """
-    destination = run.export(FLOAT32)
     pairs = [workload.pairs[index] for index in workload.split.held_out[:_CANDIDATES]]
-    with durable.staged_directory(destination.parent) as directory:
-        export_generation(run.checkpoint, directory)
-        _write_example(directory, run.checkpoint, workload)
-        encode = workload.vocabulary.encode_source
-        parity = verify_generation(
-            directory,
-            load_checkpoint(run.checkpoint),
-            [encode(pair.source, pair.language) for pair in pairs],
-        )
-        parity.save(directory / PARITY_FILE)
-        shutil.rmtree(destination, ignore_errors=True)
-        durable.move_into_place(directory, destination)
-    parity.require()
-    return parity
+    encode = workload.vocabulary.encode_source
+    held_out = [workload.pairs[index] for index in workload.split.held_out]
+    return export_run(
+        run,
+        _example(run, pairs),
+        [encode(pair.source, pair.language) for pair in pairs],
+        lambda directory: _exact_match(directory, held_out),
+    )
 
 
-def _write_example(directory: Path, checkpoint: Path, workload: TranslationWorkload) -> None:
+def _exact_match(directory: Path, pairs: Sequence[Pair]) -> dict[str, float]:
+    """Share of the translations, as served, that are right to the letter, by language."""
+    texts = [f">>{pair.language}<< {pair.source}" for pair in pairs]
+    right = defaultdict[str, list[bool]](list)
+    for pair, text in zip(pairs, generate_served(directory, texts, {}), strict=True):
+        right[pair.language].append(text == pair.target)
+    return {
+        f"held-out exact match as served, {language}": sum(found) / len(found)
+        for language, found in sorted(right.items())
+    }
+
+
+def _example(run: RunDirectory, pairs: Sequence[Pair]) -> Example:
     """A whole held-out sentence that comes out right if there is one, and its translation."""
-    candidates = [workload.pairs[index] for index in workload.split.held_out[:_CANDIDATES]]
-    candidates.sort(key=lambda pair: not pair.source.endswith("."))
-    translated = translate(*marian.load(checkpoint), candidates)
+    candidates = sorted(pairs, key=lambda pair: not pair.source.endswith("."))
+    translated = translate(*marian.load(run.checkpoint), candidates)
     right = [pair for pair, text in zip(candidates, translated, strict=True) if text == pair.target]
     chosen, answer = (right[0], right[0].target) if right else (candidates[0], translated[0])
-    (directory / EXAMPLE_FILE).write_text(
-        f">>{chosen.language}<< {chosen.source}\n", encoding="utf-8"
-    )
-    text = json.dumps({"answer": answer}, ensure_ascii=False) + "\n"
-    (directory / ANSWER_FILE).write_text(text, encoding="utf-8")
+    return Example(f">>{chosen.language}<< {chosen.source}\n", answer)

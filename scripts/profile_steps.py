@@ -1,0 +1,292 @@
+"""Where the time of a step goes, inside a server that is kept busy.
+
+Serves one model that answers in steps, keeps --clients requests running over HTTP, and notes when
+each part of an iteration begins and ends. What is printed are means over the iterations that
+stepped nearly as many rows as there are clients. Overhead is all in which the engine does not
+compute: what lies between the end of one run of a graph and the beginning of the next.
+
+  python scripts/profile_steps.py --model-repository model_repo --model translator
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+BENCH = ROOT / "loadtests/bench"
+sys.path.append(str(BENCH))
+
+from load import Group, Plan  # noqa: E402
+from texts import Writer  # noqa: E402
+
+from serving.app import run  # noqa: E402
+from serving.repository import Repositories  # noqa: E402
+from serving.scheduling.meter import LateMeter  # noqa: E402
+from serving.scheduling.step_policy import StepPolicy  # noqa: E402
+from serving.scheduling.stepping import StepScheduler  # noqa: E402
+from serving.settings import Settings  # noqa: E402
+from serving.steppers import generation  # noqa: E402
+from serving.steppers.decoding import best_tokens  # noqa: E402
+from serving.steppers.generation import GenerationStepper  # noqa: E402
+from serving.text import load_tokenizer  # noqa: E402
+
+ENGINE = ("engine",)
+PARTS = {
+    "engine": "the runs of the graphs: steps, and beside them the encoder or the prefill",
+    "to the loop": "from the thread's last word until the event loop goes on with it",
+    "count": "metrics",
+    "decide": "the policy: who leaves, begins, steps",
+    "loop": "the rest of the loop's work between two iterations",
+    "to the thread": "from handing work to the thread until it begins",
+    "end": "rows given back, and their gaps filled",
+    "prepare": "padding, lengths, positions, which rows run where",
+    "begin": "of requests, after the engine: keys and values put in place",
+    "choose": "the best tokens of all rows",
+    "advance": "each request's own bookkeeping",
+    "iteration": "the rest of the thread's work",
+}
+NEARLY = 0.85
+"""Of the clients' requests, without which an iteration is not one of a busy server."""
+
+
+@dataclass
+class Profile:
+    rows: int
+    begins: int
+    parts: dict[str, float]
+    hand_out: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.parts.values())
+
+
+@dataclass
+class Clock:
+    """Seconds of the parts of the iteration that is on its way, and of those before it."""
+
+    parts: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    hand_out: float = 0.0
+    submitted: float = 0.0
+    thread_ended: float = 0.0
+    resumed: float = 0.0
+    iterations: list[Profile] = field(default_factory=list)
+
+    def timed(self, part: str, around: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function whose time is a part, and no longer that of the part around it."""
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds = time.perf_counter() - started
+                self.parts[part] += seconds
+                self.parts[around] -= seconds
+
+        return wrapper
+
+
+def main() -> None:
+    options = parse()
+    port = free_port()
+    plan = make_plan(options, port)
+    clock = Clock()
+    instrument(clock)
+    threading.Thread(target=drive, args=(plan, clock), daemon=True).start()
+    run(
+        Settings(
+            model_repositories=(options.model_repository,),
+            control_mode="explicit",
+            load_models=(options.model,),
+            http_port=port,
+            grpc_port=0,
+            metrics_port=0,
+            log_info=False,
+        )
+    )
+    busy = [each for each in clock.iterations if each.rows >= NEARLY * options.clients]
+    if not busy:
+        raise SystemExit("no iteration stepped nearly as many rows as there are clients")
+    show(busy, [each for each in busy if not each.begins])
+    if options.json:
+        document = [asdict(each) for each in clock.iterations]
+        options.json.write_text(json.dumps(document) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model-repository", type=Path, default=ROOT / "model_repo", metavar="DIR")
+    add("--model", default="translator", help="one with a stepper (translator)")
+    add("--clients", type=int, default=32, help="requests that run at the same time (32)")
+    add("--seconds", type=float, default=10.0, help="(10)")
+    add("--max-new-tokens", type=int, default=160, help="of any answer (160)")
+    add("--json", type=Path, metavar="FILE", help="where to write every iteration's parts")
+    return parser.parse_args()
+
+
+def make_plan(options: argparse.Namespace, port: int) -> Plan:
+    """The load of loadtests/bench/translation.py."""
+    [version] = Repositories([options.model_repository]).read(options.model)
+    tokenizer = load_tokenizer(version.directory)
+    codes = [f">>{language}<<" for language in tokenizer.languages]
+    writer = Writer(lambda text: len(tokenizer.encode(text)), codes)
+    texts = [each.text for each in writer.mixed(1000)]
+    return Plan(
+        port=port,
+        wire="v2",
+        model=options.model,
+        server_pid=os.getpid(),
+        groups=[Group("mixed", options.clients, texts)],
+        max_new_tokens=options.max_new_tokens,
+        seconds=options.seconds,
+    )
+
+
+def drive(plan: Plan, clock: Clock) -> None:
+    """Loads the server from another process, and lets this one end."""
+    try:
+        while True:
+            with suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{plan.port}/v2/health/ready").close()
+                break
+            time.sleep(0.1)
+        clock.iterations.clear()
+        finished = subprocess.run(
+            [sys.executable, str(BENCH / "load.py")],
+            input=json.dumps(asdict(plan)).encode(),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        outcomes = json.loads(finished.stdout)["outcomes"]
+        answered = sum(outcome["status"] == 200 for outcome in outcomes)
+        print(f"{answered} of {len(outcomes)} requests were answered in {plan.seconds:g} s")
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def instrument(clock: Clock) -> None:
+    """Let the classes that make a step note their times, for the life of this process."""
+    policy: Any = StepPolicy
+    policy.decide = clock.timed("decide", "loop", policy.decide)
+    stepper: Any = GenerationStepper
+    stepper.end = clock.timed("end", "iteration", stepper.end)
+    stepper.iterate = clock.timed("prepare", "iteration", stepper.iterate)
+    stepper._together = clock.timed("engine", "prepare", stepper._together)
+    stepper._begun = clock.timed("begin", "prepare", stepper._begun)
+    stepper._advance = clock.timed("advance", "prepare", stepper._advance)
+    generation_module: Any = generation
+    generation_module.best_tokens = clock.timed("choose", "advance", best_tokens)
+    instrument_scheduler(clock)
+
+
+def instrument_scheduler(clock: Clock) -> None:
+    scheduler: Any = StepScheduler
+    meter: Any = LateMeter
+    initialise, iterate, hand_out = scheduler.__init__, scheduler._iterate, scheduler._hand_out
+    count = meter.iterated
+
+    def initialised(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialise(self, *args, **kwargs)
+        submit = self._thread.submit
+
+        def submitted(*args: Any) -> Any:
+            clock.submitted = time.perf_counter()
+            clock.parts["loop"] += clock.submitted - clock.resumed
+            return submit(*args)
+
+        self._thread.submit = submitted
+
+    def iterated(self: Any, decision: Any) -> Any:
+        started = time.perf_counter()
+        clock.parts["to the thread"] += started - clock.submitted
+        found = iterate(self, decision)
+        clock.parts["iteration"] += time.perf_counter() - started
+        clock.iterations.append(
+            Profile(found[0].rows, len(decision.begin), dict(clock.parts), clock.hand_out)
+        )
+        clock.parts.clear()
+        clock.thread_ended = time.perf_counter()
+        return found
+
+    def counted(self: Any, iteration: Any) -> None:
+        clock.resumed = time.perf_counter()
+        clock.parts["to the loop"] += clock.resumed - clock.thread_ended
+        count(self, iteration)
+        seconds = time.perf_counter() - clock.resumed
+        clock.parts["count"] += seconds
+        clock.parts["loop"] -= seconds
+
+    def handed_out(self: Any, news: Any) -> None:
+        started = time.perf_counter()
+        hand_out(self, news)
+        clock.hand_out = time.perf_counter() - started
+
+    scheduler.__init__, scheduler._iterate = initialised, iterated
+    scheduler._hand_out, meter.iterated = handed_out, counted
+
+
+def show(busy: Sequence[Profile], only_steps: Sequence[Profile]) -> None:
+    columns = [("all", busy), ("only steps", only_steps)]
+    columns = [(name, found) for name, found in columns if found]
+    print(f"\n{'microseconds of an iteration':30}", *(f"{name:>18}" for name, _ in columns))
+    for part, meaning in PARTS.items():
+        cells = []
+        for _, iterations in columns:
+            seconds = mean([each.parts.get(part, 0.0) for each in iterations])
+            share = seconds / mean([each.seconds for each in iterations])
+            cells.append(f"{1e6 * seconds:9,.0f} {100 * share:6.1f} %")
+        print(f"{part:30}", *(f"{cell:>18}" for cell in cells), "", meaning)
+    lines: dict[str, Callable[[Sequence[Profile]], str]] = {
+        "iteration": lambda found: f"{1e6 * mean([each.seconds for each in found]):,.0f}         ",
+        "overhead": lambda found: f"{100 * overhead(found):.1f} %",
+        "iterations": lambda found: f"{len(found):,}         ",
+        "rows": lambda found: f"{mean([each.rows for each in found]):.1f}         ",
+        "handing out, meanwhile": lambda found: (
+            f"{1e6 * mean([each.hand_out for each in found]):,.0f}         "
+        ),
+    }
+    print()
+    for name, line in lines.items():
+        print(f"{name:30}", *(f"{line(found):>18}" for _, found in columns))
+
+
+def overhead(iterations: Sequence[Profile]) -> float:
+    """The share of time in which the engine does not compute."""
+    computing = sum(each.parts.get(part, 0.0) for each in iterations for part in ENGINE)
+    return 1 - computing / sum(each.seconds for each in iterations)
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Which row of the cache belongs to whom, and how far each is filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.scheduling.step_policy import Job
+from serving.steppers.cache import KeyValueCache, Saved
+from serving.types import Tensors, TensorSpec
+
+Tokens = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class RowJob(Job):
+    """A job with rows of a cache: one for each of its beams."""
+
+    source: Sequence[int]
+    """What the encoder reads; empty for a decoder-only model."""
+    slots: list[int] = field(default_factory=list)
+    """Its rows; none before it has begun and while it is suspended."""
+    saved: list[Saved] = field(default_factory=list)
+    length: int = 0
+    """Tokens in the cache, while it is suspended."""
+    inputs: list[int] = field(default_factory=list)
+    """The next step's token of each row, while it is suspended."""
+
+
+R = TypeVar("R", bound=RowJob)
+
+
+class Rows(Generic[R]):
+    """The rows in use are always the first: whoever leaves is replaced by the last.
+
+    `tokens`, `positions` and `lengths_after` are what the next step reads of every row, and
+    `source_lengths`. `inputs` are the decoder's; those of the cache are known by their names.
+    """
+
+    def __init__(self, inputs: Sequence[TensorSpec], slots: int, memory_bytes: int):
+        groups = [
+            [spec for spec in inputs if spec.name.startswith(prefix)]
+            for prefix in ("past_", "cross_", "last_")
+        ]
+        self._cross_names = [spec.name for spec in groups[1]]
+        self.cache = KeyValueCache([group for group in groups if group])
+        self._memory_bytes = memory_bytes
+        self._owners: list[tuple[R, int]] = []
+        self.tokens: Tokens = np.zeros((slots, 1), np.int64)
+        self.positions: Tokens = np.zeros((slots, 1), np.int64)
+        self.lengths = np.zeros(slots, np.int32)
+        self.lengths_after = np.zeros(slots, np.int32)
+        self.source_lengths = np.ones(slots, np.int32)
+
+    def __len__(self) -> int:
+        """Rows in use."""
+        return len(self._owners)
+
+    @property
+    def has_source(self) -> bool:
+        return bool(self._cross_names)
+
+    def reserve(self, jobs: Sequence[R]) -> bool:
+        """Have room for these, too; returns whether the cache lies elsewhere now.
+
+        The policy has seen to it that there can be room.
+        """
+        used = len(self._owners)
+        everybody = [*(job for job, _ in self._owners), *jobs]
+        extents = [max(each) for each in zip(*(job.extents for job in everybody), strict=True)]
+        lengths = [int(self.lengths[:used].max(initial=0))]
+        if self.has_source:
+            lengths += [int(self.source_lengths[:used].max(initial=0)), 1]
+        rows = used + sum(job.rows for job in jobs)
+        return self.cache.reserve(rows, extents, lengths, self._memory_bytes)
+
+    def take(self, jobs: Sequence[R], length: int) -> None:
+        """Give jobs the rows behind those in use: first one to each, then those of their beams."""
+        for job in jobs:
+            job.slots = []
+        for index in range(max((job.rows for job in jobs), default=0)):
+            for job in jobs:
+                if index < job.rows:
+                    row = len(self._owners)
+                    self._owners.append((job, index))
+                    job.slots.append(row)
+                    self.lengths[row] = length
+                    self.source_lengths[row] = max(1, len(job.source))
+
+    def leave(self, job: R) -> None:
+        """Take a job's rows from it."""
+        for row in sorted(job.slots, reverse=True):
+            last = len(self._owners) - 1
+            if row != last:
+                self.cache.copy([last], [row], self._filled(last))
+                for array in (self.tokens, self.lengths, self.source_lengths):
+                    array[row] = array[last]
+                self._own(row, *self._owners[last])
+            self._owners.pop()
+        job.slots = []
+
+    def suspend(self, job: R) -> None:
+        """Take a job's rows from it, and keep what is in them."""
+        job.saved = [self.cache.save(row, self._filled(row)) for row in job.slots]
+        job.length = int(self.lengths[job.slots[0]])
+        job.inputs = self.tokens[job.slots, 0].tolist()
+        self.leave(job)
+
+    def resume(self, job: R) -> None:
+        """Give a suspended job rows again, for which there is room."""
+        self.take([job], job.length)
+        for row, saved, token in zip(job.slots, job.saved, job.inputs, strict=True):
+            self.cache.load(row, saved)
+            self.tokens[row, 0] = token
+        job.saved = []
+
+    def bring_forward(self, jobs: Sequence[R]) -> int:
+        """Let the rows of these jobs be the first; returns how many those are."""
+        rows = sum(job.rows for job in jobs)
+        if rows != len(self._owners):
+            chosen = set(jobs)
+            outside = (row for job in jobs for row in tuple(job.slots) if row >= rows)
+            for row in range(rows):
+                if self._owners[row][0] not in chosen:
+                    self._swap(row, next(outside))
+        return rows
+
+    def keep_source(self, job: R, outputs: Tensors, index: int) -> None:
+        """Fill in what the encoder made of a job's source: the row `index` of its outputs."""
+        for row in job.slots:
+            for name in self._cross_names:
+                read = outputs[name][index, :, : len(job.source)]
+                self.cache.put(name, row, read)
+                # What the attention operator is given as if it were new.
+                self.cache.put(name.replace("cross", "last"), row, read[:, -1:])
+
+    def spread(self, job: R) -> None:
+        """Let the rows of a job's beams be as its first."""
+        first, *others = job.slots
+        if others:
+            self.cache.copy([first] * len(others), others, self._filled(first))
+
+    def reorder(self, job: R, sources: Sequence[int]) -> None:
+        """Let each of a job's rows continue from that of the beam in `sources`."""
+        targets = [row for index, row in enumerate(job.slots) if sources[index] != index]
+        if targets:
+            origins = [job.slots[source] for index, source in enumerate(sources) if source != index]
+            length = int(self.lengths[job.slots[0]])
+            # Beams of one request have the same source.
+            self.cache.copy(origins, targets, [length, 0, 0] if self.has_source else [length])
+
+    def _swap(self, one: int, other: int) -> None:
+        lengths = [max(pair) for pair in zip(self._filled(one), self._filled(other), strict=True)]
+        self.cache.copy([one, other], [other, one], lengths)
+        for array in (self.tokens, self.lengths, self.source_lengths):
+            array[[one, other]] = array[[other, one]]
+        owners = self._owners[one], self._owners[other]
+        self._own(one, *owners[1])
+        self._own(other, *owners[0])
+
+    def _own(self, row: int, job: R, index: int) -> None:
+        self._owners[row] = (job, index)
+        job.slots[index] = row
+
+    def _filled(self, row: int) -> list[int]:
+        """How far a row of the cache is filled, by group."""
+        own = int(self.lengths[row])
+        return [own, int(self.source_lengths[row]), 1] if self.has_source else [own]
+
+
+def parts(rows: int, most: int, fewest_rows: int) -> Iterator[tuple[int, int]]:
+    """Up to `most` spans of like size that make up the first rows; none, if there are no rows."""
+    count = max(min(1, rows), min(most, rows // fewest_rows))
+    for part in range(count):
+        yield rows * part // count, rows * (part + 1) // count

@@ -1,0 +1,75 @@
+"""The benchmark's own machinery, on a model that knows nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training import checkpoints
+from training.importing import import_checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoint") / "translator"
+    checkpoints.marian(directory, max_position_embeddings=256)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def repository(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("repository")
+    import_checkpoint(checkpoint, directory, "translator", None)
+    return directory
+
+
+def run(*command: str | Path) -> str:
+    finished = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_every_scenario_is_measured(checkpoint: Path, repository: Path, tmp_path: Path) -> None:
+    out = run(
+        *("loadtests/bench/translation.py", checkpoint, "--model-repository", repository),
+        *("--out", tmp_path, "--contenders", "slipway", "slipway-v2", "--rounds", "1"),
+        *("--seconds", "0.5", "--warmup-s", "0.2", "--clients", "4", "--max-new-tokens", "8"),
+        *("--requests", "200", "--max-queue-size", "10", "--bursts", "1"),
+    )
+    print(out)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["same"] == {"slipway": 1.0, "slipway-v2": 1.0}
+    for found in results["throughput"].values():
+        assert found["tokens_per_s"][0] > 0
+        assert found["failed"] == 0
+    for found in results["short"].values():
+        assert found["alone_s"]
+        assert found["beside_s"]
+    everything, refusing = results["burst"]
+    assert everything["statuses"] == [{"200": 200}]
+    assert refusing["statuses"][0]["503"] == refusing["counted"][0]["refused"] > 0
+    assert (tmp_path / "plot.png").stat().st_size > 0
+
+
+def test_a_step_is_taken_apart(repository: Path) -> None:
+    out = run(
+        *("scripts/profile_steps.py", "--model-repository", repository, "--clients", "8"),
+        *("--seconds", "1", "--max-new-tokens", "16"),
+    )
+    print(out)
+    assert "engine, step" in out
+    assert "overhead" in out

@@ -1,0 +1,46 @@
+"""The command that brings somebody's checkpoint into a model repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("import", short_help="Put a Hugging Face checkpoint into a model repository.")
+@click.argument("checkpoint", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--task",
+    type=click.Choice(["translation", "text_generation"]),
+    help="Refuse a checkpoint that is for another.  [default: what its architecture is for]",
+)
+@click.option(
+    "--model-repository",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("model_repo"),
+    show_default=True,
+    metavar="DIR",
+    help="Made if it is not there.",
+)
+@click.option("--name", help="The model's name.  [default: that of the checkpoint's directory]")
+def import_model(
+    checkpoint: Path, task: str | None, model_repository: Path, name: str | None
+) -> None:
+    """Publish the Hugging Face checkpoint in DIR as a model's next version.
+
+    Marian, GPT-2 and Llama architectures, as safetensors. The exported graphs are compared with
+    torch, and published only if they generate the same texts.
+
+    \b
+    Example:
+      slipway import opus-mt-en-de --model-repository model_repo
+    """
+    # torch and transformers take seconds to import, and --help answers at once.
+    from training.importing import import_checkpoint
+
+    version, parity = import_checkpoint(checkpoint, model_repository, name, task)
+    for check in parity.checks:
+        if isinstance(check.measured, float):
+            click.echo(f"passed  {check.name}: {check.measured:.4g}, limit {check.limit:.4g}")
+    click.echo(f"made {version}")
+    click.echo(f"next: slipway serve --model-repository {model_repository}")
