@@ -25,69 +25,82 @@ from training.graphs.export import export_generation
 LONGEST = 128
 
 
-def write_translator(repository: Path, name: str, *, seed: int = 0, settings: str = "") -> Path:
+def marian(vocabulary: int, *, eos: int, pad: int, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    model: Any = MarianMTModel(
+        MarianConfig(
+            vocab_size=vocabulary,
+            d_model=64,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=128,
+            decoder_ffn_dim=128,
+            max_position_embeddings=LONGEST,
+            pad_token_id=pad,
+            eos_token_id=eos,
+            decoder_start_token_id=pad,
+            forced_eos_token_id=None,
+            init_std=0.3,
+            scale_embedding=True,
+        )
+    )
+    return model.eval()
+
+
+def gpt2(vocabulary: int, *, eos: int, pad: int, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    model: Any = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocabulary,
+            n_embd=64,
+            n_layer=2,
+            n_head=4,
+            n_positions=LONGEST,
+            bos_token_id=eos,
+            eos_token_id=eos,
+            pad_token_id=pad,
+            initializer_range=0.3,
+        )
+    )
+    return model.eval()
+
+
+def llama(vocabulary: int, *, eos: int, pad: int, seed: int = 0) -> Any:
+    """With a key-value head for every two heads."""
+    torch.manual_seed(seed)
+    model: Any = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=LONGEST,
+            bos_token_id=eos,
+            eos_token_id=eos,
+            pad_token_id=pad,
+            initializer_range=0.3,
+        )
+    )
+    return model.eval()
+
+
+def write_translator(repository: Path, name: str, *, settings: str = "") -> Path:
     """A Marian model; returns its checkpoint directory."""
     checkpoint = write_marian(repository.parent / f"{name}-checkpoint")
     vocabulary = len(json.loads((checkpoint / "vocab.json").read_text()))
-    pad = vocabulary - 1
-    torch.manual_seed(seed)
-    config = MarianConfig(
-        vocab_size=vocabulary,
-        d_model=64,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=128,
-        decoder_ffn_dim=128,
-        max_position_embeddings=LONGEST,
-        pad_token_id=pad,
-        eos_token_id=0,
-        decoder_start_token_id=pad,
-        forced_eos_token_id=None,
-        init_std=0.3,
-    )
-    return _write(repository, name, MarianMTModel(config), checkpoint, "translation", settings)
+    model = marian(vocabulary, eos=0, pad=vocabulary - 1)
+    return _write(repository, name, model, checkpoint, "translation", settings)
 
 
-def write_language_model(
-    repository: Path, name: str, *, llama: bool = False, seed: int = 0, settings: str = ""
-) -> Path:
-    """A model of GPT-2's or of Llama's architecture; returns its checkpoint directory."""
+def write_language_model(repository: Path, name: str, *, settings: str = "") -> Path:
+    """A model of GPT-2's architecture; returns its checkpoint directory."""
     checkpoint = write_byte_level(repository.parent / f"{name}-checkpoint")
     vocabulary = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).get_vocab_size()
-    torch.manual_seed(seed)
-    model: Any
-    if llama:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=vocabulary,
-                hidden_size=64,
-                intermediate_size=128,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=LONGEST,
-                bos_token_id=0,
-                eos_token_id=0,
-                pad_token_id=0,
-                initializer_range=0.3,
-            )
-        )
-    else:
-        model = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=vocabulary,
-                n_embd=64,
-                n_layer=2,
-                n_head=4,
-                n_positions=LONGEST,
-                bos_token_id=0,
-                eos_token_id=0,
-                pad_token_id=0,
-                initializer_range=0.3,
-            )
-        )
+    model = gpt2(vocabulary, eos=0, pad=0)
     return _write(repository, name, model, checkpoint, "text_generation", settings)
 
 

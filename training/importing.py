@@ -11,8 +11,8 @@ from training import durable
 from training.errors import CheckpointError, PublishRefused
 from training.graphs.checkpoint import WEIGHTS, Architecture, architecture_of, load_checkpoint
 from training.graphs.export import export_loaded
-from training.graphs.parity import verify_generation
 from training.graphs.promise import keep_promise, promise
+from training.graphs.proof import prove
 from training.graphs.tokenizers import read_tokenizer
 from training.parity import ParityReport, number_rows
 from training.publish import CARD_FILE, MANIFEST_FILE, take_next_version
@@ -78,7 +78,7 @@ def import_checkpoint(
     # In the repository, so that a rename brings it to its place; hidden, so that no server looks.
     with durable.staged_directory(repository) as staged:
         export_loaded(model, checkpoint, staged)
-        parity = verify_generation(staged, model, [tokenizer.encode(text) for text in _PROMPTS])
+        parity = prove(staged, model, [tokenizer.encode(text) for text in _PROMPTS])
         parity.require()
         parity.save(staged / PARITY_FILE)
         (staged / CARD_FILE).write_text(

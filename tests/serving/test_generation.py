@@ -20,14 +20,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MarianConfig,
-    MarianMTModel,
-)
 
 from serving.engines.onnx_graph import OnnxGraph
 from serving.engines.onnx_session import SessionSettings
@@ -38,67 +30,12 @@ from serving.scheduling.stepping import StepScheduler
 from serving.steppers.generation import FINE_PADDING, Generation, GenerationStepper, alike
 from serving.steppers.settings import GenerationSettings
 from serving.types import Array, InferRequest, Iteration, Parameter, Tensors
+from tests.stepped import gpt2, llama, marian
 from training.graphs.graphs import to_onnx
 from training.graphs.settings import generation_settings
 
 VOCABULARY = 400
 EOS, PAD = 0, 1
-
-
-def marian() -> Any:
-    return MarianMTModel(
-        MarianConfig(
-            vocab_size=VOCABULARY,
-            d_model=64,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=128,
-            decoder_ffn_dim=128,
-            max_position_embeddings=128,
-            pad_token_id=PAD,
-            eos_token_id=EOS,
-            decoder_start_token_id=PAD,
-            forced_eos_token_id=None,
-            init_std=0.3,
-            scale_embedding=True,
-        )
-    )
-
-
-def gpt2() -> Any:
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY,
-            n_embd=64,
-            n_layer=2,
-            n_head=4,
-            n_positions=128,
-            bos_token_id=EOS,
-            eos_token_id=EOS,
-            pad_token_id=PAD,
-            initializer_range=0.3,
-        )
-    )
-
-
-def llama() -> Any:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            bos_token_id=EOS,
-            eos_token_id=EOS,
-            pad_token_id=PAD,
-            initializer_range=0.3,
-        )
-    )
 
 
 class Numbers:
@@ -152,9 +89,8 @@ class Exported:
 
 @pytest.fixture(scope="module", params=[marian, gpt2, llama], ids=["marian", "gpt2", "llama"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    torch.manual_seed(0)
-    build: Callable[[], Any] = request.param
-    model = build().eval()
+    build: Callable[..., Any] = request.param
+    model = build(VOCABULARY, eos=EOS, pad=PAD)
     directory = tmp_path_factory.mktemp("generation")
     for name, graph in to_onnx(model).items():
         (directory / name).write_bytes(graph.SerializeToString())

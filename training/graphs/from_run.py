@@ -11,8 +11,7 @@ from pathlib import Path
 from training import durable
 from training.graphs.checkpoint import load_checkpoint
 from training.graphs.export import export_loaded
-from training.graphs.parity import verify_generation
-from training.graphs.served import verify_served
+from training.graphs.proof import prove
 from training.parity import ParityReport
 from training.runs import FLOAT32, PARITY_FILE, RunDirectory
 
@@ -47,13 +46,8 @@ def export_run(
         durable.write(staged / EXAMPLE_FILE, example.text)
         answer = json.dumps({"answer": example.answer}, ensure_ascii=False)
         durable.write(staged / ANSWER_FILE, answer + "\n")
-        parity = verify_generation(staged, model, prompts)
-        parity = parity.model_copy(
-            update={
-                "checks": (*parity.checks, *verify_served(staged, model, prompts)),
-                "measurements": measure(staged),
-            }
-        )
+        parity = prove(staged, model, prompts)
+        parity = parity.model_copy(update={"measurements": measure(staged)})
         parity.save(staged / PARITY_FILE)
         shutil.rmtree(destination, ignore_errors=True)
         durable.move_into_place(staged, destination)

@@ -44,7 +44,17 @@ TIE = 1e-4
 SLOTS = 64
 _MEMORY_BYTES = 512 << 20
 _NEW_TOKENS = 64
-_BEAMS: Wishes = {"num_beams": 4, "length_penalty": 1.0}
+_PLAIN: Wishes = {
+    "do_sample": False,
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "min_new_tokens": 0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+"""Whatever a checkpoint's own defaults are."""
+_BEAMS: Wishes = {"num_beams": 4}
 _LEAVE_BEFORE_THEIR_END = 0.2
 
 
@@ -71,10 +81,12 @@ def verify_served(directory: Path, model: Model, inputs: Sequence[Tokens]) -> tu
     with beams."""
     settings = GenerationSettings.load(directory)
     longest = min(_NEW_TOKENS, settings.max_length // 2)
-    greedy: Wishes = {"max_new_tokens": longest, "do_sample": False, "num_beams": 1}
+    most = settings.max_source or settings.max_length - longest
+    inputs = [tokens[:most] for tokens in inputs if tokens]
+    greedy = _PLAIN | {"max_new_tokens": longest}
     with_beams = [(tokens, greedy | _BEAMS) for tokens in inputs[::5]]
     sampled: list[tuple[Tokens, Wishes]] = [
-        (tokens, {"max_new_tokens": longest, "do_sample": True, "seed": seed})
+        (tokens, greedy | {"do_sample": True, "seed": seed})
         for seed, tokens in enumerate(inputs[1::5])
     ]
     cases = [*((tokens, greedy) for tokens in inputs), *with_beams, *sampled]
