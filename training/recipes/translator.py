@@ -28,16 +28,16 @@ def _translator() -> TranslationRecipe:
     return TranslationRecipe(
         name="translator",
         seed=1,
-        epochs=4,
+        epochs=7,
         batch_size=640,
-        data=Data(source="phrases", sentences=18_000, vocabulary=3000, longest=256),
+        data=Data(source="phrases", sentences=20_000, vocabulary=3000, longest=256),
         model=Model(
             width=160,
             heads=5,
             encoder_layers=2,
             decoder_layers=2,
             feed_forward=640,
-            dropout=0.02,
+            dropout=0.0,
         ),
         optimizer=Optimizer(
             name="adamw",

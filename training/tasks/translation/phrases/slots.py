@@ -186,7 +186,7 @@ def percentage(chance: Random) -> Parallel:
 
 
 def in_words(chance: Random) -> Parallel:
-    number = _some_integer(chance, 5)
+    number = _some_integer(chance, 4)
     return _parallel(lambda code: _spell(number, code))
 
 
