@@ -28,27 +28,27 @@ def _translator() -> TranslationRecipe:
     return TranslationRecipe(
         name="translator",
         seed=1,
-        epochs=4,
-        batch_size=2048,
-        data=Data(source="phrases", sentences=16_000, vocabulary=3000, longest=256),
+        epochs=7,
+        batch_size=640,
+        data=Data(source="phrases", sentences=20_000, vocabulary=3000, longest=256),
         model=Model(
             width=160,
             heads=5,
-            encoder_layers=3,
-            decoder_layers=3,
+            encoder_layers=2,
+            decoder_layers=2,
             feed_forward=640,
-            dropout=0.05,
+            dropout=0.0,
         ),
         optimizer=Optimizer(
             name="adamw",
-            learning_rate=1e-3,
+            learning_rate=1.5e-3,
             weight_decay=0.01,
             beta2=0.98,
             clip_norm=1.0,
-            label_smoothing=0.1,
+            label_smoothing=0.05,
         ),
-        schedule=Schedule(warmup_epochs=0.4, final_fraction=0.01),
-        acceptance=Acceptance(exact_match=0.97, parity=1e-3),
+        schedule=Schedule(warmup_epochs=0.15, final_fraction=0.01),
+        acceptance=Acceptance(exact_match=0.97),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from training.recipe import BelowOne, Fraction, Recipe, Settings
 
@@ -47,8 +47,6 @@ class Acceptance(Settings):
 
     exact_match: Fraction
     """On the held-out part, in each language."""
-    parity: PositiveFloat
-    """Largest difference between a served logit and torch's."""
 
 
 class TranslationRecipe(Recipe):

@@ -67,10 +67,14 @@ def train_vocabulary(sentences: Sequence[str], languages: Sequence[str], size: i
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=model,
-        model_type="unigram",
+        # The unigram model considers only what several different words share, and so would cut even
+        # "The" in two: there are few different words here, each in many sentences.
+        model_type="bpe",
         vocab_size=size - 1,
         hard_vocab_limit=False,
         character_coverage=1.0,
+        # "siebenundsechzig" is learned from "siebenundzwanzig" only if it is not one piece.
+        max_sentencepiece_length=8,
         # A number is translated digit by digit, or each would have to be learned by itself.
         split_digits=True,
         user_defined_symbols=[_symbol(code) for code in languages],

@@ -38,7 +38,7 @@ T = _template
 DATES = (
     _alone(1.5, date=slots.long_date),
     _alone(1.5, date=slots.full_date),
-    _alone(1.0, date=slots.medium_date),
+    _alone(2.0, date=slots.medium_date),
     _alone(1.0, date=slots.numeric_date),
     _alone(1.0, moment=slots.date_and_time),
     _alone(0.4, date=slots.day_of_year),
@@ -138,7 +138,7 @@ DATES = (
 )
 
 TIMES = (
-    _alone(0.4, time=slots.clock),
+    _alone(0.8, time=slots.clock),
     T(
         "The train leaves at {a} and arrives at {b}.",
         "Der Zug fährt um {a} Uhr ab und kommt um {b} Uhr an.",
@@ -185,8 +185,8 @@ TIMES = (
 )
 
 RELATIVE_TIMES = (
-    _alone(0.4, when=slots.past),
-    _alone(0.4, when=slots.future),
+    _alone(0.8, when=slots.past),
+    _alone(0.8, when=slots.future),
     T(
         "The report was sent {when}.",
         "Der Bericht wurde {when} verschickt.",
@@ -237,7 +237,7 @@ NUMBERS = (
     _alone(1.0, number=slots.large_integer),
     _alone(1.0, number=slots.decimal),
     _alone(0.6, number=slots.percentage),
-    _alone(3.0, number=slots.in_words),
+    _alone(3.5, number=slots.in_words),
     T(
         "The number is {number}.",
         "Die Zahl lautet {number}.",
@@ -401,7 +401,7 @@ QUANTITIES = (
 MONEY = (
     _alone(1.5, amount=slots.amount),
     _alone(1.5, amount=slots.named_amount),
-    _alone(0.2, currency=slots.currency),
+    _alone(0.5, currency=slots.currency),
     T(
         "The ticket costs {amount}.",
         "Die Fahrkarte kostet {amount}.",
@@ -454,7 +454,7 @@ MONEY = (
 )
 
 PLACES = (
-    _alone(0.6, place=slots.territory),
+    _alone(1.0, place=slots.territory),
     _alone(0.3, place=slots.city),
     _alone(2.0, places=slots.territories),
     _alone(1.0, places=slots.cities),
