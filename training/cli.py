@@ -207,7 +207,11 @@ def _reopen(run: RunDirectory, data: Path | None) -> tuple[Task, Workload]:
 
 def _tell(parity: ParityReport) -> None:
     for check in parity.checks:
-        click.echo(f"passed  {check.name}: {_short(check.measured)}, limit {_short(check.limit)}")
+        if isinstance(check.measured, str):
+            click.echo(f"passed  {check.name}")
+        else:
+            limit = _short(check.limit)
+            click.echo(f"passed  {check.name}: {_short(check.measured)}, limit {limit}")
     for name, value in parity.measurements.items():
         click.echo(f"        {name}: {_short(value)}")
 

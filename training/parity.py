@@ -72,11 +72,12 @@ def check_rows(parity: ParityReport) -> str:
 
 def number_rows(parity: ParityReport) -> str:
     """The same, of numbers alone: what an interface must be can be longer than a line."""
-    return "\n".join(
+    rows = [
         f"| {check.name} | {_number(check.measured)} | {_number(check.limit)} |"
         for check in parity.checks
         if isinstance(check.measured, float)
-    )
+    ] + [f"| {name} | {_number(value)} | |" for name, value in parity.measurements.items()]
+    return "\n".join(rows)
 
 
 def _number(value: float | str) -> str:

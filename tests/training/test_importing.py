@@ -291,7 +291,7 @@ def test_graphs_that_are_not_the_model_are_not_published(
             model.get_parameter("model.decoder.layers.0.fc1.weight").mul_(1.001)
         return original(directory, model, *prompts)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("training.importing.verify_generation", of_another_model)
+    monkeypatch.setattr("training.graphs.proof.verify_generation", of_another_model)
     result = slipway_import(translator, "--model-repository", tmp_path / "repository")
     assert isinstance(result.exception, ParityError)
     assert "fails the check 'difference from torch, batch of 1'" in str(result.exception)

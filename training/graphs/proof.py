@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from transformers.utils import logging
 
 from training.graphs.checkpoint import Model
 from training.graphs.parity import verify_generation
@@ -16,8 +19,20 @@ def prove(directory: Path, model: Model, prompts: Sequence[Sequence[int]]) -> Pa
 
     `prompts` are real inputs, as tokens.
     """
-    parity = verify_generation(directory, model, prompts)
-    if not parity.passed:
-        return parity
-    served = verify_served(directory, model, prompts)
+    with _without_warnings():
+        parity = verify_generation(directory, model, prompts)
+        if not parity.passed:
+            return parity
+        served = verify_served(directory, model, prompts)
     return parity.model_copy(update={"checks": (*parity.checks, *served)})
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """transformers has one for every text, on settings that are meant to be as they are."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from training.parity import ParityReport, check_rows
+from training.parity import ParityReport, number_rows
 from training.runs import CURVES_FILE
 from training.tasks.translation.recipe import TranslationRecipe
 from training.tasks.translation.report import TranslationReport
@@ -17,6 +17,7 @@ _FILES = {
     "source.spm": "pieces of words, as sentencepiece reads them",
     "target.spm": "the same pieces; Marian's layout asks for both",
     "vocab.json": "the pieces' numbers",
+    "model.py": "for Triton's Python backend",
     "tokenizer_config.json": "for `transformers.MarianTokenizer`",
     "example.txt": "a held-out sentence, to try",
     "example.json": "its translation",
@@ -113,7 +114,7 @@ The served graphs against the model they were made from; `parity.json` holds the
 
 | check | measured | limit |
 |---|---|---|
-{check_rows(parity)}
+{number_rows(parity)}
 
 ## Files
 
