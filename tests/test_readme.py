@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import RunningServer
+from tests.support import RunningServer, serving
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,23 +33,24 @@ def test_python_examples(server: RunningServer, client: str) -> None:
         assert re.fullmatch(r"\[\d \d \d \d\]\n", output)
 
 
-def test_curl_examples(server: RunningServer) -> None:
-    outputs = [
-        subprocess.check_output(
-            block.replace("localhost:8000", f"127.0.0.1:{server.http_port}"),
-            shell=True,
-            cwd=ROOT,
-            text=True,
-        )
-        for block in blocks("bash")
-    ]
+def test_curl_examples() -> None:
+    with serving(ROOT / "model_repo") as server:
+        outputs = [
+            subprocess.check_output(
+                block.replace("localhost:8000", f"127.0.0.1:{server.http_port}"),
+                shell=True,
+                cwd=ROOT,
+                text=True,
+            )
+            for block in blocks("bash")
+        ]
     assert len(outputs) == 2
     assert re.match(r'\[\{"label":"\d","score":0\.\d+\},', outputs[0])
-    translation = '[{"translation_text":"übermorgen"}]'
+    translation = '[{"translation_text":"vor 2 Tagen"}]'
     assert outputs[1].startswith(translation)
     events = outputs[1].removeprefix(translation).split("\n\n")
     parts = [json.loads(event.removeprefix("data: "))["text_output"] for event in events if event]
-    assert "".join(parts) == "dans 3 heures"
+    assert "".join(parts) == "La réunion est le 5 mars 2024."
     assert len(parts) > 1
 
 
