@@ -31,7 +31,7 @@ def prove(directory: Path, model: Model, prompts: Sequence[Sequence[int]]) -> Pa
 def _without_warnings() -> Iterator[None]:
     """transformers has one for every text, on settings that are meant to be as they are."""
     before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
