@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import ERROR
 from pathlib import Path
 
 from transformers.utils import logging
@@ -31,7 +32,7 @@ def prove(directory: Path, model: Model, prompts: Sequence[Sequence[int]]) -> Pa
 def _without_warnings() -> Iterator[None]:
     """transformers has one for every text, on settings that are meant to be as they are."""
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(ERROR)
     try:
         yield
     finally:
