@@ -78,11 +78,13 @@ class KeyValueCache:
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], lengths: Sequence[int]) -> None:
         """Copy rows over others, as if all at once; `lengths` are how far, by group."""
+        # One row needs no indices, which would take several times as long.
+        source, target = (sources[0], targets[0]) if len(sources) == 1 else (sources, targets)
         for group, length in zip(self._groups, lengths, strict=True):
             if length:
                 for spec in group:
                     array = self.arrays[spec.name]
-                    array[targets, :, :length] = array[sources, :, :length]
+                    array[target, :, :length] = array[source, :, :length]
 
     def save(self, row: int, lengths: Sequence[int]) -> Saved:
         return Saved(
