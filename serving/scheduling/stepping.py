@@ -257,7 +257,13 @@ class StepScheduler(Generic[J]):
             if isinstance(item.event, Exception):
                 self._fail(call, item.event)
                 continue
-            part = self._stepper.render(item.job, item.event, is_last=item.is_last)
+            try:
+                part = self._stepper.render(item.job, item.event, is_last=item.is_last)
+            except Exception as error:  # which must not end the iterations of all others
+                failure = InferenceFailed(str(error))
+                failure.__cause__ = error
+                self._fail(call, failure)
+                continue
             if call.streams:
                 self._pass_on(call, item, part)
             elif item.is_last:

@@ -127,8 +127,10 @@ def test_many_texts_in_one_request(server: RunningServer) -> None:
 
 
 def test_a_stream_is_for_one_text(server: RunningServer) -> None:
-    with pytest.raises(AssertionError):
-        list(events(server, "writer", {"text_input": ["a", "b"]}))
+    body = json.dumps({"text_input": ["a", "b"]}).encode()
+    status, answer = call(server.http_port, "POST", "/v2/models/writer/generate_stream", body)
+    assert status == 400
+    assert "one row, and this request has 2" in json.loads(answer)["error"]
 
 
 def test_bad_requests_name_what_is_wrong(server: RunningServer) -> None:

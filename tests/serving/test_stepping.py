@@ -28,6 +28,8 @@ from serving.scheduling.stepper import News
 from serving.scheduling.stepping import MOST_UNREAD, StepScheduler
 from serving.types import InferRequest, Iteration, Run, Tensors, TensorSpec, Work
 
+UNTELLABLE = 13
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Count(Job):
@@ -114,6 +116,8 @@ class Counting:
         self.held.discard(job)
 
     def render(self, job: Count, event: object, *, is_last: bool) -> Tensors | None:
+        if job.target == UNTELLABLE:
+            raise RuntimeError("cannot be told")
         return {"counted": np.array([event], np.int64)}
 
     def warm(self) -> None: ...
@@ -238,6 +242,17 @@ async def test_one_failing_row_fails_its_request_and_frees_the_other_rows() -> N
             await scheduler.infer(asked(10_000, -1), 2)
         await scheduler.infer(asked(1), 1)
         assert 10_000 not in {job.target for job in stepper.held}
+
+
+async def test_what_cannot_be_told_fails_alone() -> None:
+    async with scheduling(Counting()) as scheduler:
+        told, untold = await asyncio.gather(
+            scheduler.infer(asked(20), 1),
+            scheduler.infer(asked(UNTELLABLE), 1),
+            return_exceptions=True,
+        )
+    assert isinstance(untold, InferenceFailed)
+    assert isinstance(told, dict)
 
 
 async def test_a_slow_reader_holds_up_itself_only() -> None:
