@@ -1,12 +1,11 @@
-"""Runs the requests of a model that answers in many steps, all of them together."""
+"""Answers the requests of a model that answers in many steps, all of which run together."""
 
 from __future__ import annotations
 
 import asyncio
-import math
+import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Generic
@@ -14,12 +13,15 @@ from typing import Generic
 import numpy as np
 
 from serving.config import Batching
-from serving.errors import Expired, InferenceFailed, InvalidRequest, SlipwayError
+from serving.errors import InferenceFailed, InvalidRequest
+from serving.scheduling.iterations import Iterations, Report
 from serving.scheduling.meter import Meter
-from serving.scheduling.outcomes import expired, fail, given_up, unloading
-from serving.scheduling.step_policy import J, StepDecision, StepPolicy
+from serving.scheduling.outcomes import fail, given_up, unloading
+from serving.scheduling.step_policy import J
 from serving.scheduling.stepper import News, Stepper
-from serving.types import Array, InferRequest, Iteration, Run, Tensors, Work
+from serving.types import Array, InferRequest, Run, Tensors
+
+log = logging.getLogger(__name__)
 
 MOST_UNREAD = 16
 """Responses that may lie unread before their request makes no more."""
@@ -48,36 +50,31 @@ class StepScheduler(Generic[J]):
     `InferenceFailed`, `Unavailable` (stopped meanwhile) or `Overloaded` (the queue is full), or its
     caller goes away. None of these touches another that runs beside it.
 
-    While the engine computes a step, what the step before it made is handed out.
+    Everything here belongs to the event loop. What `Iterations` makes on its own thread is handed
+    out here while the engine computes the next step.
     """
 
-    def __init__(
-        self,
-        stepper: Stepper[J],
-        batching: Batching | None,
-        meter: Meter,
-    ):
+    def __init__(self, stepper: Stepper[J], batching: Batching | None, meter: Meter):
         self._stepper = stepper
-        self._policy = StepPolicy[J](stepper.capacity, batching)
         self._meter = meter
         self._calls: dict[J, _Call[J]] = {}
-        self._stopping = False
+        self._is_stopping = False
+        self._is_broken = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._wake = asyncio.Event()
+        self._reports: deque[Report[J]] = deque()
         self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="steps")
-        self._task = self._loop.create_task(self._iterate_forever())
+        self._iterations = Iterations(stepper, batching, tell=self._told, broke=self._broke)
 
     @property
     def depth(self) -> int:
         """Rows of requests that wait, not counting those that have begun."""
-        return len(self._policy)
+        return self._iterations.waiting
 
     @property
     def running(self) -> int:
         """Slots that are taken."""
-        return self._policy.running
+        return self._iterations.running
 
     @property
     def memory_bytes(self) -> int:
@@ -112,8 +109,7 @@ class StepScheduler(Generic[J]):
                 while call.unread:
                     response = call.unread.popleft()
                     if len(call.unread) == MOST_UNREAD // 2:
-                        self._policy.unblock(call.jobs[0])
-                        self._wake.set()
+                        self._iterations.unblock(call.jobs[0])
                     yield response
                 if call.answer.done():
                     call.answer.result()
@@ -127,131 +123,79 @@ class StepScheduler(Generic[J]):
 
     def give_up(self) -> None:
         """Refuse new requests and fail those that have not begun. What runs goes on."""
-        self._stopping = True
-        for job in self._policy.clear():
+        self._is_stopping = True
+        for job in self._iterations.clear():
             self._fail(self._calls[job], given_up())
-        self._wake.set()
 
     async def stop(self) -> None:
         """Refuse new requests and finish the accepted ones, however slowly they are read."""
-        self._stopping = True
+        self._is_stopping = True
         await self._idle.wait()
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        self._thread.shutdown(wait=False)
+        await asyncio.to_thread(self._iterations.stop)
 
     def _accept(self, request: InferRequest, *, streams: bool) -> _Call[J]:
-        if self._stopping:
+        if self._is_stopping:
             raise unloading(request.model_name)
-        request.stamps.queued = now = monotonic()
+        if self._is_broken:
+            raise _broken()
+        request.stamps.queued = monotonic()
         jobs = self._stepper.plan(request, streams=streams)
+        self._iterations.add(jobs)
         call = _Call(
             request, jobs, len(jobs), self._loop.create_future(), [{}] * len(jobs), streams
         )
-        try:
-            for job in jobs:
-                self._policy.add(job, now)
-                self._calls[job] = call
-        except SlipwayError:
-            self._leave(call)
-            raise
+        for job in jobs:
+            self._calls[job] = call
         self._idle.clear()
-        self._wake.set()
         return call
 
     def _leave(self, call: _Call[J]) -> None:
-        for job in call.jobs:
-            self._policy.finish(job)
-            self._calls.pop(job, None)
-        self._wake.set()
+        """Does nothing for jobs that have ended already."""
+        left = [job for job in call.jobs if self._forget(job) is not None]
+        if left:
+            self._iterations.finish(left)
+
+    def _forget(self, job: J) -> _Call[J] | None:
+        call = self._calls.pop(job, None)
+        if not self._calls:
+            self._idle.set()
+        return call
 
     def _fail(self, call: _Call[J], error: Exception) -> None:
         fail(call.answer, error)
         call.has_more.set()
         self._leave(call)
 
-    async def _iterate_forever(self) -> None:
-        news: list[News[J]] = []
-        while True:
-            self._wake.clear()
-            decision = self._policy.decide(monotonic())
-            self._expire(decision)
-            if decision.has_work:
-                self._stamp(decision.begin)
-                running = self._loop.run_in_executor(self._thread, self._iterate, decision)
-                self._hand_out(news)
-                iteration, news = await running
-                self._meter.iterated(iteration)
-                for item in news:
-                    if item.is_last:
-                        self._policy.finish(item.job)
-                continue
-            self._hand_out(news)
-            news = []
-            if self._policy.is_idle:
-                self._idle.set()
-            await self._wait(decision.wake_at)
-
-    def _expire(self, decision: StepDecision[J]) -> None:
-        for job in decision.expired:
-            self._fail(self._calls[job], expired())
-        for job in decision.overdue:
-            if (call := self._calls.get(job)) is not None:
-                self._fail(call, Expired("Request deadline passed before its last step"))
-
-    async def _wait(self, wake_at: float) -> None:
-        timer = None
-        if wake_at < math.inf:
-            timer = self._loop.call_later(max(0.0, wake_at - monotonic()), self._wake.set)
-        await self._wake.wait()
-        if timer is not None:
-            timer.cancel()
-
-    def _stamp(self, jobs: Sequence[J]) -> None:
-        for job in jobs:
-            if (call := self._calls.get(job)) is not None and not call.request.stamps.batched:
-                call.request.stamps.batched = call.request.stamps.started = monotonic()
-
-    def _iterate(self, decision: StepDecision[J]) -> tuple[Iteration, list[News[J]]]:
+    def _told(self, report: Report[J]) -> None:
         """On the stepper's thread."""
-        started = monotonic()
-        stepper = self._stepper
-        for job in decision.end:
-            stepper.end(job)
-        news: list[News[J]] = []
-        for work, jobs in (
-            (stepper.suspend, decision.suspend),
-            (stepper.resume, decision.resume),
-        ):
-            if jobs:
-                news += _attempt(work, jobs)
-        steps = decision.step
-        if news or decision.begin:
-            others = {item.job for item in news}.union(decision.begin)
-            steps = [job for job in steps if job not in others]
-        news += self._attempt_iteration(decision.begin, steps)
-        iteration = Iteration(
-            rows=sum(job.rows for job in steps),
-            suspended=len(decision.suspend),
-            seconds=monotonic() - started,
-            work=stepper.work,
-        )
-        stepper.work = Work()
-        return iteration, news
+        self._reports.append(report)
+        if len(self._reports) == 1:
+            self._loop.call_soon_threadsafe(self._read_reports)
 
-    def _attempt_iteration(self, begin: Sequence[J], step: Sequence[J]) -> list[News[J]]:
-        if not (begin or step):
-            return []
-        try:
-            return self._stepper.iterate(begin, step)
-        except Exception:
-            iterate = self._stepper.iterate
-            begun = _attempt(lambda jobs: iterate(jobs, []), begin, together=False)
-            return begun + _attempt(lambda jobs: iterate([], jobs), step, together=False)
+    def _broke(self, error: Exception) -> None:
+        """On the stepper's thread, which ends with this."""
+        self._loop.call_soon_threadsafe(self._fail_all, error)
+
+    def _fail_all(self, error: Exception) -> None:
+        log.error("a model that answers in steps stepped for the last time", exc_info=error)
+        self._is_broken = True
+        for call in set(self._calls.values()):
+            self._fail(call, _broken())
+
+    def _read_reports(self) -> None:
+        while self._reports:
+            report = self._reports.popleft()
+            for job in report.begun:
+                if (call := self._calls.get(job)) is not None and not call.request.stamps.batched:
+                    call.request.stamps.batched = call.request.stamps.started = report.begun_at
+            if report.iteration is not None:
+                self._meter.iterated(report.iteration)
+            self._hand_out(report.news)
 
     def _hand_out(self, news: Sequence[News[J]]) -> None:
         for item in news:
-            call = self._calls.get(item.job)
+            forget = self._forget if item.is_last else self._calls.get
+            call = forget(item.job)
             if call is None or call.answer.done():
                 continue
             if isinstance(item.event, Exception):
@@ -279,7 +223,7 @@ class StepScheduler(Generic[J]):
             call.last_event = now
             call.unread.append(part)
             if len(call.unread) >= MOST_UNREAD and not item.is_last:
-                self._policy.block(item.job)
+                self._iterations.block(item.job)
         if item.is_last:
             self._count_down(call)
         call.has_more.set()
@@ -295,20 +239,8 @@ class StepScheduler(Generic[J]):
         call.answer.set_result({} if call.streams else _joined(call.parts))
 
 
-def _attempt(
-    work: Callable[[Sequence[J]], list[News[J]]], jobs: Sequence[J], *, together: bool = True
-) -> list[News[J]]:
-    """One job's values may be what the model cannot bear: only that one shall fail."""
-    if len(jobs) != 1 and not together:
-        return [news for job in jobs for news in _attempt(work, [job])]
-    try:
-        return work(jobs)
-    except Exception as error:
-        if len(jobs) > 1:
-            return _attempt(work, jobs, together=False)
-        failure = error if isinstance(error, SlipwayError) else InferenceFailed(str(error))
-        failure.__cause__ = None if failure is error else error
-        return [News(jobs[0], failure, is_last=True)]
+def _broken() -> InferenceFailed:
+    return InferenceFailed("the model's steps have come to an end by a fault of the server")
 
 
 def _joined(parts: Sequence[Tensors]) -> Tensors:

@@ -41,10 +41,8 @@ class KeyValueCache:
         self._rows = 0
         self._extents = tuple(0 for _ in groups)
         self.arrays: Tensors = {}
-
-    @property
-    def bytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays.values())
+        self.bytes = 0
+        """What the arrays take; other threads may read it."""
 
     def reserve(
         self, rows: int, extents: Sequence[int], lengths: Sequence[int], most_bytes: int
@@ -70,6 +68,7 @@ class KeyValueCache:
                     grown[:kept, :, :length] = old[:kept, :, :length]
                 self.arrays[spec.name] = grown
         self._rows, self._extents = wanted, tuple(extents)
+        self.bytes = wanted * row_bytes
         return True
 
     def rows(self, start: int, stop: int) -> Tensors:
