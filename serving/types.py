@@ -96,7 +96,6 @@ class Run:
 class Iteration:
     """One turn of all requests that run together, a step each, and the seconds that it took."""
 
-    rows: int
     suspended: int
     seconds: float
     work: Work

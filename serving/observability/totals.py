@@ -166,7 +166,7 @@ class ModelMetrics:
         """All requests that run together have made a step."""
         steps = self._steps()
         steps.seconds.add(iteration.seconds)
-        steps.rows.add(iteration.rows)
+        steps.rows.add(iteration.work.made)
         steps.suspensions += iteration.suspended
         steps.work.made += iteration.work.made
         steps.work.taken_in += iteration.work.taken_in

@@ -11,8 +11,8 @@ from time import monotonic
 from typing import Generic
 
 from serving.config import Batching
-from serving.errors import Expired, InferenceFailed, SlipwayError
-from serving.scheduling.outcomes import expired
+from serving.errors import Expired, SlipwayError
+from serving.scheduling.outcomes import expired, failure
 from serving.scheduling.step_policy import J, StepDecision, StepPolicy
 from serving.scheduling.stepper import News, Stepper
 from serving.types import Iteration, Work
@@ -147,36 +147,27 @@ class Iterations(Generic[J]):
         for work, jobs in (
             (stepper.suspend, decision.suspend),
             (stepper.resume, decision.resume),
+            (stepper.begin, decision.begin),
         ):
             if jobs:
                 news += _attempt(work, jobs)
         steps = decision.step
-        if news or decision.begin:
-            others = {item.job for item in news}.union(decision.begin)
-            steps = [job for job in steps if job not in others]
-        news += self._attempt_iteration(decision.begin, steps)
+        if news:
+            ended = {item.job for item in news if item.is_last}
+            steps = [job for job in steps if job not in ended]
+        if steps:
+            news += _attempt(stepper.step, steps)
         done, stepper.work = stepper.work, Work()
         with self._changed:
             for item in news:
                 if item.is_last:
                     self._policy.finish(item.job)
         iteration = Iteration(
-            rows=sum(job.rows for job in steps),
             suspended=len(decision.suspend),
             seconds=monotonic() - started,
             work=done,
         )
         self._tell(Report(news, decision.begin, started, iteration))
-
-    def _attempt_iteration(self, begin: Sequence[J], step: Sequence[J]) -> list[News[J]]:
-        if not (begin or step):
-            return []
-        try:
-            return self._stepper.iterate(begin, step)
-        except Exception:
-            iterate = self._stepper.iterate
-            begun = _attempt(lambda jobs: iterate(jobs, []), begin, together=False)
-            return begun + _attempt(lambda jobs: iterate([], jobs), step, together=False)
 
 
 def _attempt(
@@ -190,6 +181,4 @@ def _attempt(
     except Exception as error:
         if len(jobs) > 1:
             return _attempt(work, jobs, together=False)
-        failure = error if isinstance(error, SlipwayError) else InferenceFailed(str(error))
-        failure.__cause__ = None if failure is error else error
-        return [News(jobs[0], failure, is_last=True)]
+        return [News(jobs[0], failure(error), is_last=True)]

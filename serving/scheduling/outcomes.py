@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TypeVar
 
-from serving.errors import Expired, Unavailable
+from serving.errors import Expired, InferenceFailed, SlipwayError, Unavailable
 
 T = TypeVar("T")
 
@@ -14,6 +14,15 @@ def fail(answer: asyncio.Future[T], error: Exception) -> None:
     """Say so to whoever waits for this answer, if anyone still does."""
     if not answer.done():
         answer.set_exception(error)
+
+
+def failure(error: Exception) -> SlipwayError:
+    """What a request is told whose computation raised this."""
+    if isinstance(error, SlipwayError):
+        return error
+    failed = InferenceFailed(str(error))
+    failed.__cause__ = error
+    return failed
 
 
 def expired() -> Expired:

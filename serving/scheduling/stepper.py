@@ -24,8 +24,8 @@ class Stepper(Protocol[J]):
     """Computes for many jobs at once, one step at a time.
 
     `plan` and `render` are called on the event loop and must be quick. All others are called one
-    at a time on one thread of the scheduler's. `iterate` may raise, and has then changed nothing:
-    it is called again for each job alone, so that only that one fails which must.
+    at a time on one thread of the scheduler's. They may raise, and have then changed nothing: they
+    are called again for each job alone, so that only that one fails which must.
     """
 
     inputs: Sequence[TensorSpec]
@@ -47,8 +47,13 @@ class Stepper(Protocol[J]):
         """
         ...
 
-    def iterate(self, begin: Sequence[J], step: Sequence[J]) -> list[News[J]]:
-        """Begin some jobs and make one step for others, which have begun before, side by side."""
+    def begin(self, jobs: Sequence[J]) -> list[News[J]]:
+        """Begin jobs, which may take a while: it goes on beside the steps of others."""
+        ...
+
+    def step(self, jobs: Sequence[J]) -> list[News[J]]:
+        """Make one step for jobs. Those that are still beginning are passed over, or waited for if
+        all are."""
         ...
 
     def suspend(self, jobs: Sequence[J]) -> list[News[J]]:

@@ -16,7 +16,7 @@ from serving.config import Batching
 from serving.errors import InferenceFailed, InvalidRequest
 from serving.scheduling.iterations import Iterations, Report
 from serving.scheduling.meter import Meter
-from serving.scheduling.outcomes import fail, given_up, unloading
+from serving.scheduling.outcomes import fail, failure, given_up, unloading
 from serving.scheduling.step_policy import J
 from serving.scheduling.stepper import News, Stepper
 from serving.types import Array, InferRequest, Run, Tensors
@@ -204,9 +204,7 @@ class StepScheduler(Generic[J]):
             try:
                 part = self._stepper.render(item.job, item.event, is_last=item.is_last)
             except Exception as error:  # which must not end the iterations of all others
-                failure = InferenceFailed(str(error))
-                failure.__cause__ = error
-                self._fail(call, failure)
+                self._fail(call, failure(error))
                 continue
             if call.streams:
                 self._pass_on(call, item, part)

@@ -7,12 +7,11 @@ encodes a source that every step attends to, the other prefills its prompt.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +20,14 @@ from serving.config import ModelConfig
 from serving.engines.base import Graph
 from serving.engines.onnx_graph import open_graph
 from serving.errors import InferenceFailed, InvalidRequest, ModelLoadError
+from serving.scheduling.outcomes import failure
 from serving.scheduling.step_policy import Capacity
 from serving.scheduling.stepper import News
 from serving.steppers.advance import Advance, Decoding
+from serving.steppers.beginnings import Beginnings, Tokens
 from serving.steppers.cache import reserved_extent
 from serving.steppers.decoding import Greedy, best_tokens, decoding_for
-from serving.steppers.rows import RowJob, Rows, Tokens, parts
+from serving.steppers.rows import RowJob, Rows, parts
 from serving.steppers.settings import GenerationSettings
 from serving.text import Tokenizer, load_tokenizer
 from serving.text.stream import TextStream
@@ -40,29 +41,17 @@ DECODER_FILE = "decoder.onnx"
 MAX_BYTES_PER_TOKEN = 64
 """A text with more bytes than so many for each token that fits is refused unread."""
 
-FINE_PADDING = 32
-"""Tokens up to which texts of any lengths begin together."""
-
-LANES = 16
-"""ONNX Runtime rounds a product with one column more than a multiple of these otherwise than wider
-and narrower ones. No text is padded to such a width, so that its numbers do not depend on those
-that begin together with it."""
-
 FEWEST_ROWS = 4
 """That are worth a thread of their own."""
 
 DEFAULT_SLOTS = 32
 DEFAULT_MEMORY_MB = 512
 
-T = TypeVar("T")
-
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Generation(RowJob):
     """One row of a request."""
 
-    prompt: Sequence[int]
-    """What the decoder begins with."""
     decoding: Decoding
     text: TextStream
     streams: bool
@@ -73,21 +62,12 @@ class Generation(RowJob):
     """The same as text, where every step has to look for stop strings."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Beginning:
-    """Jobs that begin in one run of a graph."""
-
-    jobs: Sequence[Generation]
-    run: Callable[[], Tensors]
-    tokens: int
-    padding: int
-
-
 class GenerationStepper:
     """See `Stepper`. `encoder` is None for a decoder-only model.
 
     A step reads and writes keys and values in place; each row attends to as many positions as it
-    has itself. Jobs begin, and the parts of a step run, on `threads` threads at the same time.
+    has itself. `threads` threads share the work: those that are not busy with beginnings step a
+    part of the rows each.
     """
 
     def __init__(
@@ -115,6 +95,13 @@ class GenerationStepper:
         self._runs: dict[tuple[int, int], Callable[[], None]] = {}
         self._threads = threads
         self._helpers = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="step-part")
+        self._beginnings = Beginnings[Generation](
+            self._prefill if encoder is None else partial(_encode, encoder),
+            pad=settings.pad_token_id,
+            threads=max(1, threads - 1),
+        )
+        self._unborn: set[Generation] = set()
+        """Begun, without rows yet."""
 
     @property
     def memory_bytes(self) -> int:
@@ -126,37 +113,25 @@ class GenerationStepper:
             for element in request.inputs[INPUT].ravel()
         ]
 
-    def iterate(
-        self, begin: Sequence[Generation], step: Sequence[Generation]
-    ) -> list[News[Generation]]:
-        self._reserve(begin)
-        beginnings = list(self._beginnings(begin))
-        rows = self._rows.bring_forward(step)
-        lengths, lengths_after = self._rows.lengths[:rows], self._rows.lengths_after[:rows]
-        np.add(lengths, 1, out=lengths_after)
-        self._rows.positions[:rows, 0] = lengths
-        spans = parts(rows, self._threads, FEWEST_ROWS)
-        results = self._together(
-            [
-                *(beginning.run for beginning in beginnings),
-                *(self._bound(start, stop) for start, stop in spans),
-            ]
-        )
-        lengths[:] = lengths_after
-        self.work.made += rows
-        news = self._advance(step, self._logits[:rows])
-        self._rows.take([job for beginning in beginnings for job in beginning.jobs], 0)
-        for beginning, result in zip(beginnings, results, strict=False):
-            self.work.taken_in += beginning.tokens
-            self.work.padding += beginning.padding
-            assert result is not None, "a beginning yields something. This is a bug."
-            news += self._begun(beginning.jobs, result)
-        return news
+    def begin(self, jobs: Sequence[Generation]) -> list[News[Generation]]:
+        texts = [job.prompt if self._encoder is None else job.source for job in jobs]
+        self._beginnings.start(jobs, texts)
+        self._unborn.update(jobs)
+        return []
+
+    def step(self, jobs: Sequence[Generation]) -> list[News[Generation]]:
+        able = [job for job in jobs if job.slots]
+        news = self._step(able) if able else []
+        return news + self._bear(wait_for_one=not able)
 
     def suspend(self, jobs: Sequence[Generation]) -> list[News[Generation]]:
+        news: list[News[Generation]] = []
         for job in jobs:
-            self._rows.suspend(job)
-        return []
+            while job in self._unborn:
+                news += self._bear(wait_for_one=True)
+            if job.slots:
+                self._rows.suspend(job)
+        return news
 
     def resume(self, jobs: Sequence[Generation]) -> list[News[Generation]]:
         self._reserve(jobs)
@@ -165,6 +140,7 @@ class GenerationStepper:
         return []
 
     def end(self, job: Generation) -> None:
+        self._unborn.discard(job)
         self._rows.leave(job)
         job.saved = []
 
@@ -185,13 +161,15 @@ class GenerationStepper:
     def warm(self) -> None:
         token = self._settings.eos_token_ids[0]
         job = self._job(InferRequest("", {}), [token], streams=False)
-        self.iterate([job], [])
-        self.iterate([], [job])
+        self.begin([job])
+        self.step([job])
+        self.step([job])
         self.end(job)
         self.work = Work()
 
     def close(self) -> None:
         self._helpers.shutdown()
+        self._beginnings.close()
         self._runs.clear()
         self._rows.cache.arrays.clear()
 
@@ -236,92 +214,82 @@ class GenerationStepper:
         settings = self._settings
         return MAX_BYTES_PER_TOKEN * (settings.max_source or settings.max_length)
 
-    def _beginnings(self, jobs: Sequence[Generation]) -> Iterator[_Beginning]:
-        """Runs of jobs of like length; what they yield, and what they need, is apart from steps."""
-        free = len(self._rows)
-        for group in alike(jobs, [job.begin_cost for job in jobs]):
-            texts = [job.prompt if self._encoder is None else job.source for job in group]
-            lengths = [len(text) for text in texts]
-            ids, mask = self._padded(texts, lengths)
-            run: Callable[[], Tensors]
-            if self._encoder is None:
-                run = self._prefill(ids, lengths, free)
-            else:
-                run = partial(self._encoder.run, {"input_ids": ids, "attention_mask": mask})
-            tokens = sum(lengths)
-            yield _Beginning(group, run, tokens, ids.size - tokens)
-            free += len(group)
-
-    def _begun(self, jobs: Sequence[Generation], outputs: Tensors) -> list[News[Generation]]:
-        """Keep what came of a beginning. Prompts that were prefilled have their first token."""
-        if self._encoder is None:
-            return self._prefilled(jobs, outputs)
-        for index, job in enumerate(jobs):
-            self._rows.keep_source(job, outputs, index)
-            self._rows.tokens[job.slots, 0] = job.prompt[0]
-        return []
-
-    def _prefill(self, ids: Tokens, lengths: Sequence[int], start: int) -> Callable[[], Tensors]:
-        """A run over whole prompts, which fills the cache of rows that nobody has yet."""
-        logits = np.empty((len(ids), self._settings.vocab_size), np.float32)
-        positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-        arrays: Tensors = {
-            "input_ids": ids,
-            "positions": np.ascontiguousarray(positions),
-            "lengths": np.array(lengths, np.int32),
-        }
-        run = self._bind(arrays, logits, start, start + len(ids))
-
-        def prefill() -> Tensors:
-            run()
-            return {"logits": logits}
-
-        return prefill
-
-    def _prefilled(self, jobs: Sequence[Generation], outputs: Tensors) -> list[News[Generation]]:
-        """The rows of a job's beams are copies of its first."""
+    def _bear(self, *, wait_for_one: bool) -> list[News[Generation]]:
+        """Give rows to those whose beginning is done, but for those who left meanwhile."""
         news: list[News[Generation]] = []
-        for job, logits in zip(jobs, outputs["logits"], strict=True):
-            self._rows.lengths[job.slots] = len(job.prompt)
-            self._rows.spread(job)
-            try:
-                advance = job.decoding.advance(logits[np.newaxis])
-            except InferenceFailed as error:
-                news.append(News(job, error, is_last=True))
+        for begun in self._beginnings.finished(wait_for_one=wait_for_one):
+            if isinstance(begun.outputs, Exception):
+                news += self._failed(begun.jobs, begun.outputs)
                 continue
-            news += self._after(job, advance)
+            self.work.taken_in += begun.tokens
+            self.work.padding += begun.padding
+            for index, job in enumerate(begun.jobs):
+                if job in self._unborn:
+                    self._unborn.remove(job)
+                    self._reserve([job])
+                    self._rows.take(job, begun.outputs, index)
+                    news += self._first(job, begun.outputs, index)
         return news
 
-    def _padded(
-        self, texts: Sequence[Sequence[int]], lengths: Sequence[int]
-    ) -> tuple[Tokens, Tokens]:
-        """[text, token] with the padding at the end, and a mask that is 0 there."""
-        width = max(lengths)
-        width += width % LANES == 1
-        ids = np.full((len(texts), width), self._settings.pad_token_id, np.int64)
-        mask = np.zeros_like(ids)
-        for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
-            ids[row, :length] = text
-            mask[row, :length] = 1
-        return ids, mask
+    def _failed(self, jobs: Sequence[Generation], error: Exception) -> list[News[Generation]]:
+        """Only that one shall fail which must."""
+        wanted = [job for job in jobs if job in self._unborn]
+        if len(jobs) == 1:
+            self._unborn.difference_update(wanted)
+            return [News(job, failure(error), is_last=True) for job in wanted]
+        for job in wanted:
+            self.begin([job])
+        return []
 
-    def _together(self, calls: Sequence[Callable[[], Tensors | None]]) -> list[Tensors | None]:
-        """The results of calls that run at the same time, on this thread and on helpers."""
-        results: list[Tensors | None] = [None] * len(calls)
-        remaining = iter(list(enumerate(calls)))
-
-        def work() -> None:
-            for index, call in remaining:
-                results[index] = call()
-
-        helpers = [self._helpers.submit(work) for _ in range(min(self._threads, len(calls)) - 1)]
+    def _first(self, job: Generation, outputs: Tensors, index: int) -> list[News[Generation]]:
+        """A prompt that was prefilled has its first token."""
+        if self._encoder is not None:
+            self._rows.tokens[job.slots, 0] = job.prompt[0]
+            return []
         try:
-            work()
+            advance = job.decoding.advance(outputs["logits"][index : index + 1])
+        except InferenceFailed as error:
+            return [News(job, error, is_last=True)]
+        return list(self._after(job, advance))
+
+    def _prefill(self, ids: Tokens, lengths: Sequence[int]) -> Tensors:
+        """Keys, values and logits of whole prompts, called as the cache's tensors are."""
+        texts, width = ids.shape
+        logits = np.empty((texts, self._settings.vocab_size), np.float32)
+        arrays: Tensors = {
+            "input_ids": ids,
+            "positions": np.tile(np.arange(width), (texts, 1)),
+            "lengths": np.array(lengths, np.int32),
+        }
+        cache: Tensors = {
+            spec.name: np.empty((texts, spec.shape[1], width, spec.shape[3]), np.float32)
+            for spec in self._decoder.inputs
+            if spec.name not in arrays
+        }
+        self._bind(arrays, logits, cache)()
+        return {"logits": logits} | cache
+
+    def _step(self, jobs: Sequence[Generation]) -> list[News[Generation]]:
+        rows = self._rows.bring_forward(jobs)
+        lengths, lengths_after = self._rows.lengths[:rows], self._rows.lengths_after[:rows]
+        np.add(lengths, 1, out=lengths_after)
+        self._rows.positions[:rows, 0] = lengths
+        idle = max(1, self._threads - self._beginnings.busy)
+        self._together([self._bound(*span) for span in parts(rows, idle, FEWEST_ROWS)])
+        lengths[:] = lengths_after
+        self.work.made += rows
+        return self._advance(jobs, self._logits[:rows])
+
+    def _together(self, calls: Sequence[Callable[[], None]]) -> None:
+        """Run calls at the same time, the first on this thread and the others on helpers."""
+        first, *others = calls
+        helpers = [self._helpers.submit(call) for call in others]
+        try:
+            first()
         finally:
             wait(helpers)
         for helper in helpers:
             helper.result()
-        return results
 
     def _bound(self, start: int, stop: int) -> Callable[[], None]:
         """A step of some rows."""
@@ -335,14 +303,14 @@ class GenerationStepper:
             }
             if self._rows.has_source:
                 arrays["source_lengths"] = self._rows.source_lengths[rows]
-            run = self._bind(arrays, self._logits[rows], start, stop)
+            run = self._bind(arrays, self._logits[rows], self._rows.cache.rows(start, stop))
             self._runs[start, stop] = run
         return run
 
     def _bind(
-        self, arrays: Tensors, logits: npt.NDArray[np.float32], start: int, stop: int
+        self, arrays: Tensors, logits: npt.NDArray[np.float32], cache: Tensors
     ) -> Callable[[], None]:
-        cache = self._rows.cache.rows(start, stop)
+        """A run that reads the cache and writes it in place."""
         written = {
             _present(name): array for name, array in cache.items() if not name.startswith("last_")
         }
@@ -437,21 +405,9 @@ def _text(element: object, most_bytes: int) -> str:
         raise InvalidRequest(f"input {INPUT!r} is not UTF-8 at byte {error.start}") from None
 
 
-def alike(items: Sequence[T], lengths: Sequence[int]) -> Iterator[list[T]]:
-    """Groups to begin together: of what one computes, padding is at most a quarter, or little."""
-    group: list[T] = []
-    longest = total = 0
-    for index in sorted(range(len(items)), key=lambda index: -lengths[index]):
-        padded = (len(group) + 1) * longest
-        total += lengths[index]
-        if group and padded > FINE_PADDING and 4 * total < 3 * padded:
-            yield group
-            group, total = [], lengths[index]
-        if not group:
-            longest = lengths[index]
-        group.append(items[index])
-    if group:
-        yield group
+def _encode(encoder: Graph, ids: Tokens, lengths: Sequence[int]) -> Tensors:
+    mask = (np.arange(ids.shape[1]) < np.array(lengths)[:, None]).astype(np.int64)
+    return encoder.run({"input_ids": ids, "attention_mask": mask})
 
 
 def _present(name: str) -> str:

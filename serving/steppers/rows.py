@@ -20,6 +20,8 @@ Tokens = npt.NDArray[np.int64]
 class RowJob(Job):
     """A job with rows of a cache: one for each of its beams."""
 
+    prompt: Sequence[int]
+    """What the decoder begins with."""
     source: Sequence[int]
     """What the encoder reads; empty for a decoder-only model."""
     slots: list[int] = field(default_factory=list)
@@ -46,7 +48,8 @@ class Rows(Generic[R]):
             [spec for spec in inputs if spec.name.startswith(prefix)]
             for prefix in ("past_", "cross_", "last_")
         ]
-        self._cross_names = [spec.name for spec in groups[1]]
+        self._own_names = {spec.name for spec in groups[0]}
+        self._cross_names = {spec.name for spec in groups[1]}
         self.cache = KeyValueCache([group for group in groups if group])
         self._memory_bytes = memory_bytes
         self._owners: list[tuple[R, int]] = []
@@ -78,18 +81,21 @@ class Rows(Generic[R]):
         rows = used + sum(job.rows for job in jobs)
         return self.cache.reserve(rows, extents, lengths, self._memory_bytes)
 
-    def take(self, jobs: Sequence[R], length: int) -> None:
-        """Give jobs the rows behind those in use: first one to each, then those of their beams."""
-        for job in jobs:
-            job.slots = []
-        for index in range(max((job.rows for job in jobs), default=0)):
-            for job in jobs:
-                if index < job.rows:
-                    row = len(self._owners)
-                    self._owners.append((job, index))
-                    job.slots.append(row)
-                    self.lengths[row] = length
-                    self.source_lengths[row] = max(1, len(job.source))
+    def take(self, job: R, outputs: Tensors, index: int) -> None:
+        """Give a job rows behind those in use, and fill them with what came of its beginning.
+
+        `outputs` are called as the cache's tensors are, but for the last position of the source,
+        which the attention operator is given as if it were new.
+        """
+        own, source = 0 if self.has_source else len(job.prompt), len(job.source)
+        for row in self._take(job, own):
+            for name, array in outputs.items():
+                if name in self._own_names:
+                    self.cache.put(name, row, array[index, :, :own])
+                elif name in self._cross_names:
+                    read = array[index, :, :source]
+                    self.cache.put(name, row, read)
+                    self.cache.put(name.replace("cross", "last"), row, read[:, -1:])
 
     def leave(self, job: R) -> None:
         """Take a job's rows from it."""
@@ -112,8 +118,9 @@ class Rows(Generic[R]):
 
     def resume(self, job: R) -> None:
         """Give a suspended job rows again, for which there is room."""
-        self.take([job], job.length)
-        for row, saved, token in zip(job.slots, job.saved, job.inputs, strict=True):
+        for row, saved, token in zip(
+            self._take(job, job.length), job.saved, job.inputs, strict=True
+        ):
             self.cache.load(row, saved)
             self.tokens[row, 0] = token
         job.saved = []
@@ -129,21 +136,6 @@ class Rows(Generic[R]):
                     self._swap(row, next(outside))
         return rows
 
-    def keep_source(self, job: R, outputs: Tensors, index: int) -> None:
-        """Fill in what the encoder made of a job's source: the row `index` of its outputs."""
-        for row in job.slots:
-            for name in self._cross_names:
-                read = outputs[name][index, :, : len(job.source)]
-                self.cache.put(name, row, read)
-                # What the attention operator is given as if it were new.
-                self.cache.put(name.replace("cross", "last"), row, read[:, -1:])
-
-    def spread(self, job: R) -> None:
-        """Let the rows of a job's beams be as its first."""
-        first, *others = job.slots
-        if others:
-            self.cache.copy([first] * len(others), others, self._filled(first))
-
     def reorder(self, job: R, sources: Sequence[int]) -> None:
         """Let each of a job's rows continue from that of the beam in `sources`."""
         targets = [row for index, row in enumerate(job.slots) if sources[index] != index]
@@ -152,6 +144,14 @@ class Rows(Generic[R]):
             length = int(self.lengths[job.slots[0]])
             # Beams of one request have the same source.
             self.cache.copy(origins, targets, [length, 0, 0] if self.has_source else [length])
+
+    def _take(self, job: R, length: int) -> Sequence[int]:
+        job.slots = list(range(len(self._owners), len(self._owners) + job.rows))
+        for index, row in enumerate(job.slots):
+            self._owners.append((job, index))
+            self.lengths[row] = length
+            self.source_lengths[row] = max(1, len(job.source))
+        return job.slots
 
     def _swap(self, one: int, other: int) -> None:
         lengths = [max(pair) for pair in zip(self._filled(one), self._filled(other), strict=True)]

@@ -27,7 +27,8 @@ from serving.errors import InferenceFailed, InvalidRequest
 from serving.scheduling.meter import LateMeter
 from serving.scheduling.step_policy import Capacity
 from serving.scheduling.stepping import StepScheduler
-from serving.steppers.generation import FINE_PADDING, Generation, GenerationStepper, alike
+from serving.steppers.beginnings import FINE_PADDING, alike
+from serving.steppers.generation import Generation, GenerationStepper
 from serving.steppers.settings import GenerationSettings
 from serving.types import Array, InferRequest, Iteration, Parameter, Tensors
 from tests.stepped import gpt2, llama, marian

@@ -74,20 +74,23 @@ class Counting:
             for target in request.inputs["target"].ravel()
         ]
 
-    def iterate(self, begin: Sequence[Count], step: Sequence[Count]) -> list[News[Count]]:
-        self.steps += 1
-        time.sleep(self._step_s)
-        if any(job.target == 0 for job in begin):
+    def begin(self, jobs: Sequence[Count]) -> list[News[Count]]:
+        if any(job.target == 0 for job in jobs):
             raise RuntimeError("cannot begin")
-        if any(job.target < 0 for job in step):
-            raise RuntimeError("cannot step")
-        for job in begin:
+        for job in jobs:
             assert not job.has_begun
             job.has_begun = True
             self.held.add(job)
-        assert len({*step}) == len(step) <= self.capacity.slots
+        return []
+
+    def step(self, jobs: Sequence[Count]) -> list[News[Count]]:
+        self.steps += 1
+        time.sleep(self._step_s)
+        if any(job.target < 0 for job in jobs):
+            raise RuntimeError("cannot step")
+        assert len({*jobs}) == len(jobs) <= self.capacity.slots
         news = []
-        for job in step:
+        for job in jobs:
             assert job in self.held
             assert not job.is_suspended
             job.value += 1
@@ -96,7 +99,7 @@ class Counting:
             if job.streams or is_last:
                 event, job.made = job.made, []
                 news.append(News(job, event, is_last))
-        self.work.made += len(step)
+        self.work.made += len(jobs)
         return news
 
     def suspend(self, jobs: Sequence[Count]) -> list[News[Count]]:

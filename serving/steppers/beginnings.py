@@ -1,0 +1,114 @@
+"""What comes before a request's first step, while all others go on with theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.types import Tensors
+
+T = TypeVar("T")
+Tokens = npt.NDArray[np.int64]
+
+FINE_PADDING = 32
+"""Tokens up to which texts of any lengths begin together."""
+
+LANES = 16
+"""ONNX Runtime rounds a product with one column more than a multiple of these otherwise than wider
+and narrower ones. No text is padded to such a width, so that its numbers do not depend on those
+that begin together with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun(Generic[T]):
+    """What came of texts that began in one run of a graph."""
+
+    jobs: Sequence[T]
+    outputs: Tensors | Exception
+    """One row for each job, in order."""
+    tokens: int
+    padding: int
+
+
+class Beginnings(Generic[T]):
+    """Runs a graph over whole texts, those of like length together, beside everything else.
+
+    `compute` gets token ids [text, token], padded at the end with `pad`, and the texts' lengths. It
+    is called on `threads` threads of this object's; all else belongs to one thread.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Tokens, Sequence[int]], Tensors],
+        *,
+        pad: int,
+        threads: int,
+    ):
+        self._compute = compute
+        self._pad = pad
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="begin")
+        self._running: dict[Future[Tensors], Begun[T]] = {}
+
+    @property
+    def busy(self) -> int:
+        """Threads that compute."""
+        return min(self._threads, len(self._running))
+
+    def start(self, jobs: Sequence[T], texts: Sequence[Sequence[int]]) -> None:
+        """Begin jobs, the shortest texts first."""
+        pairs = list(zip(jobs, texts, strict=True))
+        for group in reversed(list(alike(pairs, [len(text) for text in texts]))):
+            self._start([job for job, _ in group], [text for _, text in group])
+
+    def finished(self, *, wait_for_one: bool) -> Iterator[Begun[T]]:
+        """Those that are done, if need be after a wait for the first of those on their way."""
+        if wait_for_one and self._running:
+            wait(self._running, return_when=FIRST_COMPLETED)
+        for future in [future for future in self._running if future.done()]:
+            begun = self._running.pop(future)
+            outputs = future.exception()
+            assert outputs is None or isinstance(outputs, Exception)
+            yield Begun(begun.jobs, outputs or future.result(), begun.tokens, begun.padding)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def _start(self, jobs: Sequence[T], texts: Sequence[Sequence[int]]) -> None:
+        lengths = [len(text) for text in texts]
+        ids = padded(texts, self._pad)
+        tokens = sum(lengths)
+        future = self._pool.submit(self._compute, ids, lengths)
+        self._running[future] = Begun(jobs, {}, tokens, ids.size - tokens)
+
+
+def padded(texts: Sequence[Sequence[int]], pad: int) -> Tokens:
+    """[text, token] with the padding at the end."""
+    width = max(map(len, texts))
+    width += width % LANES == 1
+    ids = np.full((len(texts), width), pad, np.int64)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = text
+    return ids
+
+
+def alike(items: Sequence[T], lengths: Sequence[int]) -> Iterator[list[T]]:
+    """Groups to begin together: of what one computes, padding is at most a quarter, or little."""
+    group: list[T] = []
+    longest = total = 0
+    for index in sorted(range(len(items)), key=lambda index: -lengths[index]):
+        padded_size = (len(group) + 1) * longest
+        total += lengths[index]
+        if group and padded_size > FINE_PADDING and 4 * total < 3 * padded_size:
+            yield group
+            group, total = [], lengths[index]
+        if not group:
+            longest = lengths[index]
+        group.append(items[index])
+    if group:
+        yield group
