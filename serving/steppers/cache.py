@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,19 +16,17 @@ def reserved_extent(needed: int, most: int) -> int:
     return min(most, max(MIN_EXTENT, 1 << (needed - 1).bit_length()))
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """A row's keys and values, apart from the others'."""
-
-    tensors: Tensors
+Saved = Sequence[Array]
+"""A row's keys and values, apart from the others': one array for each group."""
 
 
 class KeyValueCache:
     """Dense arrays [row, head, position, size], one for each tensor; the rows in use come first.
 
-    `groups` are tensors whose third dimension grows together: a decoder's own tokens, and the
-    source that it attends to. What lies beyond a row's own length is never read, so it is neither
-    cleared nor copied.
+    `groups` are tensors of one shape whose third dimension grows together: a decoder's own tokens,
+    and the source that it attends to. Those of a group lie in one array, for each of NumPy's copies
+    lets go of the interpreter and must wait until it gets it back. What lies beyond a row's own
+    length is never read, so it is neither cleared nor copied.
     """
 
     def __init__(self, groups: Sequence[Sequence[TensorSpec]]):
@@ -38,66 +35,74 @@ class KeyValueCache:
             sum(spec.shape[1] * spec.shape[3] * 4 for spec in group) for group in groups
         )
         """What one row takes for one position, by group."""
-        self._rows = 0
-        self._extents = tuple(0 for _ in groups)
-        self.arrays: Tensors = {}
+        self._stacks = [
+            np.empty((len(group), 0, group[0].shape[1], 0, group[0].shape[3]), np.float32)
+            for group in groups
+        ]
+        self._arrays: Tensors = {}
         self.bytes = 0
         """What the arrays take; other threads may read it."""
 
-    def reserve(
-        self, rows: int, extents: Sequence[int], lengths: Sequence[int], most_bytes: int
-    ) -> bool:
-        """Make room for so many rows and positions; returns whether the arrays are new ones.
-
-        `lengths` is how far the rows in use are filled, at most, by group. They are kept.
-        """
-        fits = rows <= self._rows and all(
-            want <= have for want, have in zip(extents, self._extents, strict=True)
+    def fits(self, rows: int, extents: Sequence[int]) -> bool:
+        """Whether there is room for so many rows and positions, by group."""
+        return all(
+            rows <= stack.shape[1] and extent <= stack.shape[3]
+            for stack, extent in zip(self._stacks, extents, strict=True)
         )
-        if fits:
-            return False
+
+    def grow(
+        self, rows: int, extents: Sequence[int], lengths: Sequence[int], most_bytes: int
+    ) -> None:
+        """Make room for so many rows and positions.
+
+        `lengths` is how far the rows in use are filled, at most, by group. They are kept, if they
+        are the first.
+        """
         row_bytes = sum(e * u for e, u in zip(extents, self.unit_bytes, strict=True))
         # Twice as many rows where they fit, so that it is seldom done.
         wanted = max(rows, min(2 * rows, most_bytes // row_bytes))
-        for group, extent, length in zip(self._groups, extents, lengths, strict=True):
-            for spec in group:
-                grown = np.empty((wanted, spec.shape[1], extent, spec.shape[3]), np.float32)
-                old = self.arrays.get(spec.name)
-                if old is not None and length:
-                    kept = min(len(old), wanted)
-                    grown[:kept, :, :length] = old[:kept, :, :length]
-                self.arrays[spec.name] = grown
-        self._rows, self._extents = wanted, tuple(extents)
+        for index, (extent, length) in enumerate(zip(extents, lengths, strict=True)):
+            old = self._stacks[index]
+            tensors, had, heads, _, size = old.shape
+            grown = np.empty((tensors, wanted, heads, extent, size), np.float32)
+            kept = min(had, wanted)
+            if kept:
+                grown[:, :kept, :, :length] = old[:, :kept, :, :length]
+            self._stacks[index] = grown
+        self._arrays = {
+            spec.name: array
+            for group, stack in zip(self._groups, self._stacks, strict=True)
+            for spec, array in zip(group, stack, strict=True)
+        }
         self.bytes = wanted * row_bytes
-        return True
 
     def rows(self, start: int, stop: int) -> Tensors:
         """Views of some rows."""
-        return {name: array[start:stop] for name, array in self.arrays.items()}
+        return {name: array[start:stop] for name, array in self._arrays.items()}
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], lengths: Sequence[int]) -> None:
         """Copy rows over others, as if all at once; `lengths` are how far, by group."""
         # One row needs no indices, which would take several times as long.
         source, target = (sources[0], targets[0]) if len(sources) == 1 else (sources, targets)
-        for group, length in zip(self._groups, lengths, strict=True):
+        for stack, length in zip(self._stacks, lengths, strict=True):
             if length:
-                for spec in group:
-                    array = self.arrays[spec.name]
-                    array[target, :, :length] = array[source, :, :length]
+                stack[:, target, :, :length] = stack[:, source, :, :length]
 
     def save(self, row: int, lengths: Sequence[int]) -> Saved:
-        return Saved(
-            {
-                spec.name: self.arrays[spec.name][row, :, :length].copy()
-                for group, length in zip(self._groups, lengths, strict=True)
-                for spec in group
-            }
-        )
+        return [
+            stack[:, row, :, :length].copy()
+            for stack, length in zip(self._stacks, lengths, strict=True)
+        ]
 
     def load(self, row: int, saved: Saved) -> None:
-        for name, tensor in saved.tensors.items():
-            self.put(name, row, tensor)
+        for stack, tensors in zip(self._stacks, saved, strict=True):
+            stack[:, row, :, : tensors.shape[2]] = tensors
 
     def put(self, name: str, row: int, tensor: Array) -> None:
         """Fill a row from its first position on, with [head, position, size]."""
-        self.arrays[name][row, :, : tensor.shape[1]] = tensor
+        self._arrays[name][row, :, : tensor.shape[1]] = tensor
+
+    def clear(self) -> None:
+        self._stacks.clear()
+        self._arrays.clear()
+        self.bytes = 0

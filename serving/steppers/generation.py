@@ -102,6 +102,8 @@ class GenerationStepper:
         )
         self._unborn: set[Generation] = set()
         """Begun, without rows yet."""
+        self._news: list[News[Generation]] = []
+        """Of what began before a step that came to nothing."""
 
     @property
     def memory_bytes(self) -> int:
@@ -120,9 +122,12 @@ class GenerationStepper:
         return []
 
     def step(self, jobs: Sequence[Generation]) -> list[News[Generation]]:
-        able = [job for job in jobs if job.slots]
-        news = self._step(able) if able else []
-        return news + self._bear(wait_for_one=not able)
+        self._news += self._bear(wait_for_one=not any(job.slots for job in jobs))
+        ended = {item.job for item in self._news if item.is_last}
+        able = [job for job in jobs if job.slots and job not in ended]
+        made = self._step(able) if able else []
+        news, self._news = self._news + made, []
+        return news
 
     def suspend(self, jobs: Sequence[Generation]) -> list[News[Generation]]:
         news: list[News[Generation]] = []
@@ -163,7 +168,6 @@ class GenerationStepper:
         job = self._job(InferRequest("", {}), [token], streams=False)
         self.begin([job])
         self.step([job])
-        self.step([job])
         self.end(job)
         self.work = Work()
 
@@ -171,7 +175,7 @@ class GenerationStepper:
         self._helpers.shutdown()
         self._beginnings.close()
         self._runs.clear()
-        self._rows.cache.arrays.clear()
+        self._rows.cache.clear()
 
     def _planned(self, request: InferRequest, text: str, *, streams: bool) -> Generation:
         job = self._job(request, self._tokenizer.encode(text), streams=streams)

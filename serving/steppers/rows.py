@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush, heapreplace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -37,7 +38,7 @@ R = TypeVar("R", bound=RowJob)
 
 
 class Rows(Generic[R]):
-    """The rows in use are always the first: whoever leaves is replaced by the last.
+    """Who leaves makes a hole, which the next who comes fills, or else whoever is last.
 
     `tokens`, `positions` and `lengths_after` are what the next step reads of every row, and
     `source_lengths`. `inputs` are the decoder's; those of the cache are known by their names.
@@ -52,16 +53,14 @@ class Rows(Generic[R]):
         self._cross_names = {spec.name for spec in groups[1]}
         self.cache = KeyValueCache([group for group in groups if group])
         self._memory_bytes = memory_bytes
-        self._owners: list[tuple[R, int]] = []
+        self._owners: list[tuple[R, int] | None] = [None] * slots
+        self._holes = list(range(slots))
+        """A heap of the rows that nobody has."""
         self.tokens: Tokens = np.zeros((slots, 1), np.int64)
         self.positions: Tokens = np.zeros((slots, 1), np.int64)
         self.lengths = np.zeros(slots, np.int32)
         self.lengths_after = np.zeros(slots, np.int32)
         self.source_lengths = np.ones(slots, np.int32)
-
-    def __len__(self) -> int:
-        """Rows in use."""
-        return len(self._owners)
 
     @property
     def has_source(self) -> bool:
@@ -72,17 +71,21 @@ class Rows(Generic[R]):
 
         The policy has seen to it that there can be room.
         """
-        used = len(self._owners)
-        everybody = [*(job for job, _ in self._owners), *jobs]
+        owners = {owner[0]: None for owner in self._owners if owner is not None}
+        everybody = [*owners, *jobs]
         extents = [max(each) for each in zip(*(job.extents for job in everybody), strict=True)]
+        rows = sum(job.rows for job in everybody)
+        if self.cache.fits(rows, extents):
+            return False
+        used = self.bring_forward(list(owners))
         lengths = [int(self.lengths[:used].max(initial=0))]
         if self.has_source:
             lengths += [int(self.source_lengths[:used].max(initial=0)), 1]
-        rows = used + sum(job.rows for job in jobs)
-        return self.cache.reserve(rows, extents, lengths, self._memory_bytes)
+        self.cache.grow(rows, extents, lengths, self._memory_bytes)
+        return True
 
     def take(self, job: R, outputs: Tensors, index: int) -> None:
-        """Give a job rows behind those in use, and fill them with what came of its beginning.
+        """Give a job rows that nobody has, and fill them with what came of its beginning.
 
         `outputs` are called as the cache's tensors are, but for the last position of the source,
         which the attention operator is given as if it were new.
@@ -99,14 +102,9 @@ class Rows(Generic[R]):
 
     def leave(self, job: R) -> None:
         """Take a job's rows from it."""
-        for row in sorted(job.slots, reverse=True):
-            last = len(self._owners) - 1
-            if row != last:
-                self.cache.copy([last], [row], self._filled(last))
-                for array in (self.tokens, self.lengths, self.source_lengths):
-                    array[row] = array[last]
-                self._own(row, *self._owners[last])
-            self._owners.pop()
+        for row in job.slots:
+            self._owners[row] = None
+            heappush(self._holes, row)
         job.slots = []
 
     def suspend(self, job: R) -> None:
@@ -128,12 +126,17 @@ class Rows(Generic[R]):
     def bring_forward(self, jobs: Sequence[R]) -> int:
         """Let the rows of these jobs be the first; returns how many those are."""
         rows = sum(job.rows for job in jobs)
-        if rows != len(self._owners):
-            chosen = set(jobs)
-            outside = (row for job in jobs for row in tuple(job.slots) if row >= rows)
-            for row in range(rows):
-                if self._owners[row][0] not in chosen:
-                    self._swap(row, next(outside))
+        in_use = len(self._owners) - len(self._holes)
+        if rows == in_use and (not self._holes or self._holes[0] >= rows):
+            return rows
+        chosen = set(jobs)
+        outside = (row for job in jobs for row in tuple(job.slots) if row >= rows)
+        for row in range(rows):
+            owner = self._owners[row]
+            if owner is None:
+                self._move(next(outside), row)
+            elif owner[0] not in chosen:
+                self._swap(row, next(outside))
         return rows
 
     def reorder(self, job: R, sources: Sequence[int]) -> None:
@@ -146,12 +149,21 @@ class Rows(Generic[R]):
             self.cache.copy(origins, targets, [length, 0, 0] if self.has_source else [length])
 
     def _take(self, job: R, length: int) -> Sequence[int]:
-        job.slots = list(range(len(self._owners), len(self._owners) + job.rows))
+        job.slots = [heappop(self._holes) for _ in range(job.rows)]
         for index, row in enumerate(job.slots):
-            self._owners.append((job, index))
+            self._owners[row] = (job, index)
             self.lengths[row] = length
             self.source_lengths[row] = max(1, len(job.source))
         return job.slots
+
+    def _move(self, row: int, hole: int) -> None:
+        """To the first hole of all."""
+        self.cache.copy([row], [hole], self._filled(row))
+        for array in (self.tokens, self.lengths, self.source_lengths):
+            array[hole] = array[row]
+        self._own(hole, self._owners[row])
+        self._owners[row] = None
+        heapreplace(self._holes, row)
 
     def _swap(self, one: int, other: int) -> None:
         lengths = [max(pair) for pair in zip(self._filled(one), self._filled(other), strict=True)]
@@ -159,11 +171,13 @@ class Rows(Generic[R]):
         for array in (self.tokens, self.lengths, self.source_lengths):
             array[[one, other]] = array[[other, one]]
         owners = self._owners[one], self._owners[other]
-        self._own(one, *owners[1])
-        self._own(other, *owners[0])
+        self._own(one, owners[1])
+        self._own(other, owners[0])
 
-    def _own(self, row: int, job: R, index: int) -> None:
-        self._owners[row] = (job, index)
+    def _own(self, row: int, owner: tuple[R, int] | None) -> None:
+        assert owner is not None, "only rows in use are moved. This is a bug."
+        job, index = owner
+        self._owners[row] = owner
         job.slots[index] = row
 
     def _filled(self, row: int) -> list[int]:
