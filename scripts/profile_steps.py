@@ -37,28 +37,25 @@ from texts import Writer  # noqa: E402
 
 from serving.app import run  # noqa: E402
 from serving.repository import Repositories  # noqa: E402
-from serving.scheduling.meter import LateMeter  # noqa: E402
+from serving.scheduling.iterations import Iterations  # noqa: E402
 from serving.scheduling.step_policy import StepPolicy  # noqa: E402
-from serving.scheduling.stepping import StepScheduler  # noqa: E402
 from serving.settings import Settings  # noqa: E402
 from serving.steppers import generation  # noqa: E402
 from serving.steppers.decoding import best_tokens  # noqa: E402
 from serving.steppers.generation import GenerationStepper  # noqa: E402
 from serving.text import load_tokenizer  # noqa: E402
 
-ENGINE = ("engine",)
+ENGINE = "engine"
 PARTS = {
-    "engine": "the runs of the graphs: steps, and beside them the encoder or the prefill",
-    "to the loop": "from the thread's last word until the event loop goes on with it",
-    "count": "metrics",
+    ENGINE: "the runs of the step graph",
+    "wait": "for the lock, or because there is nothing to do",
     "decide": "the policy: who leaves, begins, steps",
-    "loop": "the rest of the loop's work between two iterations",
-    "to the thread": "from handing work to the thread until it begins",
-    "end": "rows given back, and their gaps filled",
-    "prepare": "padding, lengths, positions, which rows run where",
-    "begin": "of requests, after the engine: keys and values put in place",
+    "end": "rows given back",
+    "begin": "of requests: off to their thread, and after it keys and values put in place",
+    "prepare": "rows moved, lengths, positions, which rows run where",
     "choose": "the best tokens of all rows",
     "advance": "each request's own bookkeeping",
+    "tell": "the event loop, of what came of it",
     "iteration": "the rest of the thread's work",
 }
 NEARLY = 0.85
@@ -70,7 +67,6 @@ class Profile:
     rows: int
     begins: int
     parts: dict[str, float]
-    hand_out: float
 
     @property
     def seconds(self) -> float:
@@ -82,10 +78,6 @@ class Clock:
     """Seconds of the parts of the iteration that is on its way, and of those before it."""
 
     parts: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    hand_out: float = 0.0
-    submitted: float = 0.0
-    thread_ended: float = 0.0
-    resumed: float = 0.0
     iterations: list[Profile] = field(default_factory=list)
 
     def timed(self, part: str, around: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -188,62 +180,39 @@ def drive(plan: Plan, clock: Clock) -> None:
 def instrument(clock: Clock) -> None:
     """Let the classes that make a step note their times, for the life of this process."""
     policy: Any = StepPolicy
-    policy.decide = clock.timed("decide", "loop", policy.decide)
+    policy.decide = clock.timed("decide", "wait", policy.decide)
     stepper: Any = GenerationStepper
     stepper.end = clock.timed("end", "iteration", stepper.end)
-    stepper.iterate = clock.timed("prepare", "iteration", stepper.iterate)
-    stepper._together = clock.timed("engine", "prepare", stepper._together)
-    stepper._begun = clock.timed("begin", "prepare", stepper._begun)
+    stepper.begin = clock.timed("begin", "iteration", stepper.begin)
+    stepper.step = clock.timed("prepare", "iteration", stepper.step)
+    stepper._bear = clock.timed("begin", "prepare", stepper._bear)
+    stepper._together = clock.timed(ENGINE, "prepare", stepper._together)
     stepper._advance = clock.timed("advance", "prepare", stepper._advance)
     generation_module: Any = generation
     generation_module.best_tokens = clock.timed("choose", "advance", best_tokens)
-    instrument_scheduler(clock)
+    iterations: Any = Iterations
+    iterations._next = clock.timed("wait", "between", iterations._next)
+    iterate = iterations._iterate
 
+    def iterated(self: Any, decision: Any) -> None:
+        tell = self._tell
+        told = []
 
-def instrument_scheduler(clock: Clock) -> None:
-    scheduler: Any = StepScheduler
-    meter: Any = LateMeter
-    initialise, iterate, hand_out = scheduler.__init__, scheduler._iterate, scheduler._hand_out
-    count = meter.iterated
+        def telling(report: Any) -> None:
+            told.append(report)
+            tell(report)
 
-    def initialised(self: Any, *args: Any, **kwargs: Any) -> None:
-        initialise(self, *args, **kwargs)
-        submit = self._thread.submit
-
-        def submitted(*args: Any) -> Any:
-            clock.submitted = time.perf_counter()
-            clock.parts["loop"] += clock.submitted - clock.resumed
-            return submit(*args)
-
-        self._thread.submit = submitted
-
-    def iterated(self: Any, decision: Any) -> Any:
+        self._tell = clock.timed("tell", "iteration", telling)
         started = time.perf_counter()
-        clock.parts["to the thread"] += started - clock.submitted
-        found = iterate(self, decision)
+        iterate(self, decision)
         clock.parts["iteration"] += time.perf_counter() - started
-        clock.iterations.append(
-            Profile(found[0].rows, len(decision.begin), dict(clock.parts), clock.hand_out)
-        )
+        self._tell = tell
+        # What the warm-up took is nobody's.
+        parts = {part: clock.parts[part] for part in PARTS}
+        clock.iterations.append(Profile(told[-1].iteration.work.made, len(decision.begin), parts))
         clock.parts.clear()
-        clock.thread_ended = time.perf_counter()
-        return found
 
-    def counted(self: Any, iteration: Any) -> None:
-        clock.resumed = time.perf_counter()
-        clock.parts["to the loop"] += clock.resumed - clock.thread_ended
-        count(self, iteration)
-        seconds = time.perf_counter() - clock.resumed
-        clock.parts["count"] += seconds
-        clock.parts["loop"] -= seconds
-
-    def handed_out(self: Any, news: Any) -> None:
-        started = time.perf_counter()
-        hand_out(self, news)
-        clock.hand_out = time.perf_counter() - started
-
-    scheduler.__init__, scheduler._iterate = initialised, iterated
-    scheduler._hand_out, meter.iterated = handed_out, counted
+    iterations._iterate = iterated
 
 
 def show(busy: Sequence[Profile], only_steps: Sequence[Profile]) -> None:
@@ -253,7 +222,7 @@ def show(busy: Sequence[Profile], only_steps: Sequence[Profile]) -> None:
     for part, meaning in PARTS.items():
         cells = []
         for _, iterations in columns:
-            seconds = mean([each.parts.get(part, 0.0) for each in iterations])
+            seconds = mean([each.parts[part] for each in iterations])
             share = seconds / mean([each.seconds for each in iterations])
             cells.append(f"{1e6 * seconds:9,.0f} {100 * share:6.1f} %")
         print(f"{part:30}", *(f"{cell:>18}" for cell in cells), "", meaning)
@@ -262,9 +231,6 @@ def show(busy: Sequence[Profile], only_steps: Sequence[Profile]) -> None:
         "overhead": lambda found: f"{100 * overhead(found):.1f} %",
         "iterations": lambda found: f"{len(found):,}         ",
         "rows": lambda found: f"{mean([each.rows for each in found]):.1f}         ",
-        "handing out, meanwhile": lambda found: (
-            f"{1e6 * mean([each.hand_out for each in found]):,.0f}         "
-        ),
     }
     print()
     for name, line in lines.items():
@@ -273,7 +239,7 @@ def show(busy: Sequence[Profile], only_steps: Sequence[Profile]) -> None:
 
 def overhead(iterations: Sequence[Profile]) -> float:
     """The share of time in which the engine does not compute."""
-    computing = sum(each.parts.get(part, 0.0) for each in iterations for part in ENGINE)
+    computing = sum(each.parts[ENGINE] for each in iterations)
     return 1 - computing / sum(each.seconds for each in iterations)
 
 

@@ -10,9 +10,8 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from serving.types import Tensors
-
 T = TypeVar("T")
+B = TypeVar("B")
 Tokens = npt.NDArray[np.int64]
 
 FINE_PADDING = 32
@@ -25,26 +24,27 @@ that begin together with it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Begun(Generic[T]):
+class Begun(Generic[T, B]):
     """What came of texts that began in one run of a graph."""
 
     jobs: Sequence[T]
-    outputs: Tensors | Exception
-    """One row for each job, in order."""
+    results: Sequence[B] | Exception
+    """One for each job, in order."""
     tokens: int
     padding: int
 
 
-class Beginnings(Generic[T]):
+class Beginnings(Generic[T, B]):
     """Runs a graph over whole texts, those of like length together, beside everything else.
 
-    `compute` gets token ids [text, token], padded at the end with `pad`, and the texts' lengths. It
-    is called on `threads` threads of this object's; all else belongs to one thread.
+    `compute` gets token ids [text, token], padded at the end with `pad`, and the texts' lengths,
+    and returns something for each. It is called on `threads` threads of this object's; all else
+    belongs to one thread.
     """
 
     def __init__(
         self,
-        compute: Callable[[Tokens, Sequence[int]], Tensors],
+        compute: Callable[[Tokens, Sequence[int]], Sequence[B]],
         *,
         pad: int,
         threads: int,
@@ -53,7 +53,7 @@ class Beginnings(Generic[T]):
         self._pad = pad
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="begin")
-        self._running: dict[Future[Tensors], Begun[T]] = {}
+        self._running: dict[Future[Sequence[B]], Begun[T, B]] = {}
 
     @property
     def busy(self) -> int:
@@ -66,15 +66,15 @@ class Beginnings(Generic[T]):
         for group in reversed(list(alike(pairs, [len(text) for text in texts]))):
             self._start([job for job, _ in group], [text for _, text in group])
 
-    def finished(self, *, wait_for_one: bool) -> Iterator[Begun[T]]:
+    def finished(self, *, wait_for_one: bool) -> Iterator[Begun[T, B]]:
         """Those that are done, if need be after a wait for the first of those on their way."""
         if wait_for_one and self._running:
             wait(self._running, return_when=FIRST_COMPLETED)
         for future in [future for future in self._running if future.done()]:
             begun = self._running.pop(future)
-            outputs = future.exception()
-            assert outputs is None or isinstance(outputs, Exception)
-            yield Begun(begun.jobs, outputs or future.result(), begun.tokens, begun.padding)
+            error = future.exception()
+            assert error is None or isinstance(error, Exception)
+            yield Begun(begun.jobs, error or future.result(), begun.tokens, begun.padding)
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -84,7 +84,7 @@ class Beginnings(Generic[T]):
         ids = padded(texts, self._pad)
         tokens = sum(lengths)
         future = self._pool.submit(self._compute, ids, lengths)
-        self._running[future] = Begun(jobs, {}, tokens, ids.size - tokens)
+        self._running[future] = Begun(jobs, (), tokens, ids.size - tokens)
 
 
 def padded(texts: Sequence[Sequence[int]], pad: int) -> Tokens:

@@ -17,7 +17,7 @@ def reserved_extent(needed: int, most: int) -> int:
 
 
 Saved = Sequence[Array]
-"""A row's keys and values, apart from the others': one array for each group."""
+"""A row's keys and values, apart from the others': [tensor, head, position, size] by group."""
 
 
 class KeyValueCache:
@@ -96,11 +96,8 @@ class KeyValueCache:
 
     def load(self, row: int, saved: Saved) -> None:
         for stack, tensors in zip(self._stacks, saved, strict=True):
-            stack[:, row, :, : tensors.shape[2]] = tensors
-
-    def put(self, name: str, row: int, tensor: Array) -> None:
-        """Fill a row from its first position on, with [head, position, size]."""
-        self._arrays[name][row, :, : tensor.shape[1]] = tensor
+            if tensors.size:
+                stack[:, row, :, : tensors.shape[2]] = tensors
 
     def clear(self) -> None:
         self._stacks.clear()

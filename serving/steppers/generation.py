@@ -25,8 +25,9 @@ from serving.scheduling.step_policy import Capacity
 from serving.scheduling.stepper import News
 from serving.steppers.advance import Advance, Decoding
 from serving.steppers.beginnings import Beginnings, Tokens
-from serving.steppers.cache import reserved_extent
+from serving.steppers.cache import Saved, reserved_extent
 from serving.steppers.decoding import Greedy, best_tokens, decoding_for
+from serving.steppers.processors import Scores
 from serving.steppers.rows import RowJob, Rows, parts
 from serving.steppers.settings import GenerationSettings
 from serving.text import Tokenizer, load_tokenizer
@@ -62,6 +63,15 @@ class Generation(RowJob):
     """The same as text, where every step has to look for stop strings."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Born:
+    """What a job has before its first step."""
+
+    saved: Saved
+    logits: Scores | None
+    """After its prompt, [1, vocabulary], where that is prefilled."""
+
+
 class GenerationStepper:
     """See `Stepper`. `encoder` is None for a decoder-only model.
 
@@ -95,8 +105,8 @@ class GenerationStepper:
         self._runs: dict[tuple[int, int], Callable[[], None]] = {}
         self._threads = threads
         self._helpers = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="step-part")
-        self._beginnings = Beginnings[Generation](
-            self._prefill if encoder is None else partial(_encode, encoder),
+        self._beginnings = Beginnings[Generation, _Born](
+            self._prefill if encoder is None else partial(self._encode, encoder),
             pad=settings.pad_token_id,
             threads=max(1, threads - 1),
         )
@@ -222,17 +232,20 @@ class GenerationStepper:
         """Give rows to those whose beginning is done, but for those who left meanwhile."""
         news: list[News[Generation]] = []
         for begun in self._beginnings.finished(wait_for_one=wait_for_one):
-            if isinstance(begun.outputs, Exception):
-                news += self._failed(begun.jobs, begun.outputs)
+            if isinstance(begun.results, Exception):
+                news += self._failed(begun.jobs, begun.results)
                 continue
             self.work.taken_in += begun.tokens
             self.work.padding += begun.padding
-            for index, job in enumerate(begun.jobs):
+            for job, born in zip(begun.jobs, begun.results, strict=True):
                 if job in self._unborn:
                     self._unborn.remove(job)
-                    self._reserve([job])
-                    self._rows.take(job, begun.outputs, index)
-                    news += self._first(job, begun.outputs, index)
+                    job.saved = [born.saved] * job.rows
+                    job.length = 0 if born.logits is None else len(job.prompt)
+                    job.inputs = [job.prompt[-1]] * job.rows
+                    self.resume([job])
+                    if born.logits is not None:
+                        news += self._first(job, born.logits)
         return news
 
     def _failed(self, jobs: Sequence[Generation], error: Exception) -> list[News[Generation]]:
@@ -245,19 +258,23 @@ class GenerationStepper:
             self.begin([job])
         return []
 
-    def _first(self, job: Generation, outputs: Tensors, index: int) -> list[News[Generation]]:
+    def _first(self, job: Generation, logits: Scores) -> Iterable[News[Generation]]:
         """A prompt that was prefilled has its first token."""
-        if self._encoder is not None:
-            self._rows.tokens[job.slots, 0] = job.prompt[0]
-            return []
         try:
-            advance = job.decoding.advance(outputs["logits"][index : index + 1])
+            advance = job.decoding.advance(logits)
         except InferenceFailed as error:
             return [News(job, error, is_last=True)]
-        return list(self._after(job, advance))
+        return self._after(job, advance)
 
-    def _prefill(self, ids: Tokens, lengths: Sequence[int]) -> Tensors:
-        """Keys, values and logits of whole prompts, called as the cache's tensors are."""
+    def _encode(self, encoder: Graph, ids: Tokens, lengths: Sequence[int]) -> list[_Born]:
+        mask = (np.arange(ids.shape[1]) < np.array(lengths)[:, None]).astype(np.int64)
+        outputs = encoder.run({"input_ids": ids, "attention_mask": mask})
+        return [
+            _Born(self._rows.packed(outputs, index, 0, length), None)
+            for index, length in enumerate(lengths)
+        ]
+
+    def _prefill(self, ids: Tokens, lengths: Sequence[int]) -> list[_Born]:
         texts, width = ids.shape
         logits = np.empty((texts, self._settings.vocab_size), np.float32)
         arrays: Tensors = {
@@ -271,7 +288,10 @@ class GenerationStepper:
             if spec.name not in arrays
         }
         self._bind(arrays, logits, cache)()
-        return {"logits": logits} | cache
+        return [
+            _Born(self._rows.packed(cache, index, length, 0), logits[index : index + 1])
+            for index, length in enumerate(lengths)
+        ]
 
     def _step(self, jobs: Sequence[Generation]) -> list[News[Generation]]:
         rows = self._rows.bring_forward(jobs)
@@ -407,11 +427,6 @@ def _text(element: object, most_bytes: int) -> str:
         return element.decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"input {INPUT!r} is not UTF-8 at byte {error.start}") from None
-
-
-def _encode(encoder: Graph, ids: Tokens, lengths: Sequence[int]) -> Tensors:
-    mask = (np.arange(ids.shape[1]) < np.array(lengths)[:, None]).astype(np.int64)
-    return encoder.run({"input_ids": ids, "attention_mask": mask})
 
 
 def _present(name: str) -> str:

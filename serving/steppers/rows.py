@@ -26,12 +26,13 @@ class RowJob(Job):
     source: Sequence[int]
     """What the encoder reads; empty for a decoder-only model."""
     slots: list[int] = field(default_factory=list)
-    """Its rows; none before it has begun and while it is suspended."""
+    """Its rows; none while it begins and while it is suspended."""
     saved: list[Saved] = field(default_factory=list)
+    """What is in its rows, while it has none; so are the next two."""
     length: int = 0
-    """Tokens in the cache, while it is suspended."""
+    """Tokens in the cache."""
     inputs: list[int] = field(default_factory=list)
-    """The next step's token of each row, while it is suspended."""
+    """The next step's token of each row."""
 
 
 R = TypeVar("R", bound=RowJob)
@@ -46,12 +47,12 @@ class Rows(Generic[R]):
 
     def __init__(self, inputs: Sequence[TensorSpec], slots: int, memory_bytes: int):
         groups = [
-            [spec for spec in inputs if spec.name.startswith(prefix)]
-            for prefix in ("past_", "cross_", "last_")
+            [spec for spec in inputs if _prefix(spec) == prefix]
+            for prefix in ("past", "cross", "last")
         ]
-        self._own_names = {spec.name for spec in groups[0]}
-        self._cross_names = {spec.name for spec in groups[1]}
-        self.cache = KeyValueCache([group for group in groups if group])
+        self._groups = [group for group in groups if group]
+        self.has_source = len(self._groups) > 1
+        self.cache = KeyValueCache(self._groups)
         self._memory_bytes = memory_bytes
         self._owners: list[tuple[R, int] | None] = [None] * slots
         self._holes = list(range(slots))
@@ -62,43 +63,41 @@ class Rows(Generic[R]):
         self.lengths_after = np.zeros(slots, np.int32)
         self.source_lengths = np.ones(slots, np.int32)
 
-    @property
-    def has_source(self) -> bool:
-        return bool(self._cross_names)
-
     def reserve(self, jobs: Sequence[R]) -> bool:
         """Have room for these, too; returns whether the cache lies elsewhere now.
 
         The policy has seen to it that there can be room.
         """
-        owners = {owner[0]: None for owner in self._owners if owner is not None}
-        everybody = [*owners, *jobs]
-        extents = [max(each) for each in zip(*(job.extents for job in everybody), strict=True)]
-        rows = sum(job.rows for job in everybody)
-        if self.cache.fits(rows, extents):
+        in_use = len(self._owners) - len(self._holes)
+        rows = in_use + sum(job.rows for job in jobs)
+        # All others fit already.
+        if self.cache.fits(rows, _furthest(jobs)):
             return False
-        used = self.bring_forward(list(owners))
-        lengths = [int(self.lengths[:used].max(initial=0))]
+        owners = list({owner[0]: None for owner in self._owners if owner is not None})
+        self.bring_forward(owners)
+        lengths = [int(self.lengths[:in_use].max(initial=0))]
         if self.has_source:
-            lengths += [int(self.source_lengths[:used].max(initial=0)), 1]
-        self.cache.grow(rows, extents, lengths, self._memory_bytes)
+            lengths += [int(self.source_lengths[:in_use].max(initial=0)), 1]
+        self.cache.grow(rows, _furthest([*owners, *jobs]), lengths, self._memory_bytes)
         return True
 
-    def take(self, job: R, outputs: Tensors, index: int) -> None:
-        """Give a job rows that nobody has, and fill them with what came of its beginning.
+    def packed(self, outputs: Tensors, index: int, own: int, source: int) -> Saved:
+        """What a run of a graph has made for one text, as `resume` takes it.
 
         `outputs` are called as the cache's tensors are, but for the last position of the source,
-        which the attention operator is given as if it were new.
+        which the attention operator is given as if it were new. `own` and `source` are how many
+        positions the text has. May be called on any thread.
         """
-        own, source = 0 if self.has_source else len(job.prompt), len(job.source)
-        for row in self._take(job, own):
-            for name, array in outputs.items():
-                if name in self._own_names:
-                    self.cache.put(name, row, array[index, :, :own])
-                elif name in self._cross_names:
-                    read = array[index, :, :source]
-                    self.cache.put(name, row, read)
-                    self.cache.put(name.replace("cross", "last"), row, read[:, -1:])
+        spans = {"past": (0, own), "cross": (0, source), "last": (source - 1, source)}
+        saved = []
+        for group in self._groups:
+            start, stop = spans[_prefix(group[0])]
+            names = [spec.name.replace("last", "cross") for spec in group]
+            empty = np.empty((len(group), group[0].shape[1], 0, group[0].shape[3]), np.float32)
+            saved.append(
+                np.stack([outputs[name][index, :, start:stop] for name in names]) if stop else empty
+            )
+        return saved
 
     def leave(self, job: R) -> None:
         """Take a job's rows from it."""
@@ -115,7 +114,8 @@ class Rows(Generic[R]):
         self.leave(job)
 
     def resume(self, job: R) -> None:
-        """Give a suspended job rows again, for which there is room."""
+        """Give a job that is suspended or has begun the rows that it needs, for which there is
+        room."""
         for row, saved, token in zip(
             self._take(job, job.length), job.saved, job.inputs, strict=True
         ):
@@ -184,6 +184,14 @@ class Rows(Generic[R]):
         """How far a row of the cache is filled, by group."""
         own = int(self.lengths[row])
         return [own, int(self.source_lengths[row]), 1] if self.has_source else [own]
+
+
+def _prefix(spec: TensorSpec) -> str:
+    return spec.name.partition("_")[0]
+
+
+def _furthest(jobs: Sequence[RowJob]) -> Sequence[int]:
+    return [max(each) for each in zip(*(job.extents for job in jobs), strict=True)]
 
 
 def parts(rows: int, most: int, fewest_rows: int) -> Iterator[tuple[int, int]]:
