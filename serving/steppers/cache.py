@@ -16,17 +16,31 @@ def reserved_extent(needed: int, most: int) -> int:
     return min(most, max(MIN_EXTENT, 1 << (needed - 1).bit_length()))
 
 
-Saved = Sequence[Array]
-"""A row's keys and values, apart from the others': [tensor, head, position, size] by group."""
+Blocks = Array
+"""[tensor, head] of opaque elements: all positions of a row up to some length, as one.
+
+NumPy lets go of the interpreter where it copies more than 500 elements, and waits until it gets it
+back, which takes far longer than the copy. Of these there are always few.
+"""
+
+Saved = Sequence[Blocks | None]
+"""A row's keys and values, apart from the others', by group; None where there are none yet."""
+
+
+def blocks(tensors: Array) -> Blocks:
+    """Of [tensor, head, position, size]."""
+    count, heads, _, _ = tensors.shape
+    flat = np.ascontiguousarray(tensors).reshape(count, heads, -1)
+    return flat.view(_block(flat.shape[2] * flat.itemsize))[:, :, 0]
 
 
 class KeyValueCache:
     """Dense arrays [row, head, position, size], one for each tensor; the rows in use come first.
 
     `groups` are tensors of one shape whose third dimension grows together: a decoder's own tokens,
-    and the source that it attends to. Those of a group lie in one array, for each of NumPy's copies
-    lets go of the interpreter and must wait until it gets it back. What lies beyond a row's own
-    length is never read, so it is neither cleared nor copied.
+    and the source that it attends to. Those of a group lie in one array, so that they are copied
+    together. What lies beyond a row's own length is never read, so it is neither cleared nor
+    copied.
     """
 
     def __init__(self, groups: Sequence[Sequence[TensorSpec]]):
@@ -82,24 +96,35 @@ class KeyValueCache:
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], lengths: Sequence[int]) -> None:
         """Copy rows over others, as if all at once; `lengths` are how far, by group."""
-        # One row needs no indices, which would take several times as long.
-        source, target = (sources[0], targets[0]) if len(sources) == 1 else (sources, targets)
-        for stack, length in zip(self._stacks, lengths, strict=True):
-            if length:
-                stack[:, target, :, :length] = stack[:, source, :, :length]
+        saved = [self.save(source, lengths) for source in sources]
+        for target, row in zip(targets, saved, strict=True):
+            self.load(target, row)
 
     def save(self, row: int, lengths: Sequence[int]) -> Saved:
         return [
-            stack[:, row, :, :length].copy()
+            self._blocks(stack, row, length).copy() if length else None
             for stack, length in zip(self._stacks, lengths, strict=True)
         ]
 
     def load(self, row: int, saved: Saved) -> None:
-        for stack, tensors in zip(self._stacks, saved, strict=True):
-            if tensors.size:
-                stack[:, row, :, : tensors.shape[2]] = tensors
+        for stack, kept in zip(self._stacks, saved, strict=True):
+            if kept is not None:
+                position = stack.strides[3]
+                self._blocks(stack, row, kept.itemsize // position)[...] = kept
+
+    @staticmethod
+    def _blocks(stack: Array, row: int, length: int) -> Blocks:
+        """A view of a row's first positions."""
+        count, _, heads, _, _ = stack.shape
+        tensor, one_row, head, position, _ = stack.strides
+        kind = _block(length * position)
+        return np.ndarray((count, heads), kind, stack, row * one_row, (tensor, head))
 
     def clear(self) -> None:
         self._stacks.clear()
         self._arrays.clear()
         self.bytes = 0
+
+
+def _block(size: int) -> np.dtype[np.void]:
+    return np.dtype((np.void, size))

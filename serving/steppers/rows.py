@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.scheduling.step_policy import Job
-from serving.steppers.cache import KeyValueCache, Saved
+from serving.steppers.cache import Blocks, KeyValueCache, Saved, blocks
 from serving.types import Tensors, TensorSpec
 
 Tokens = npt.NDArray[np.int64]
@@ -89,14 +89,12 @@ class Rows(Generic[R]):
         positions the text has. May be called on any thread.
         """
         spans = {"past": (0, own), "cross": (0, source), "last": (source - 1, source)}
-        saved = []
+        saved: list[Blocks | None] = []
         for group in self._groups:
             start, stop = spans[_prefix(group[0])]
             names = [spec.name.replace("last", "cross") for spec in group]
-            empty = np.empty((len(group), group[0].shape[1], 0, group[0].shape[3]), np.float32)
-            saved.append(
-                np.stack([outputs[name][index, :, start:stop] for name in names]) if stop else empty
-            )
+            tensors = [outputs[name][index, :, start:stop] for name in names if stop]
+            saved.append(blocks(np.stack(tensors)) if tensors else None)
         return saved
 
     def leave(self, job: R) -> None:
