@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 
 import orjson
 import structlog
+from starlette.datastructures import Headers as HeaderLookup
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import Cancelled, InferenceFailed, SlipwayError, TooLarge
+from serving.fronts.restricted import Restrictions
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +51,15 @@ SLOWEST_BYTES_PER_S = 1000
 
 _PATIENCE_S = 0.02
 """How long a request may take before we start to watch whether its caller is still there."""
+
+
+def check_post(scope: Scope, restrictions: Restrictions, group: str) -> None:
+    """Let a call pass that no router has seen. Raises `Restricted`, and HTTP's 405 if it is not a
+    POST."""
+    if scope["method"] != "POST":
+        raise HTTPException(405, "Method Not Allowed", {"allow": "POST"})
+    if restrictions.keys:
+        restrictions.check(group, HeaderLookup(scope=scope).get)
 
 
 async def read_body(receive: Receive, limit_bytes: int) -> bytes:

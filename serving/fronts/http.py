@@ -50,23 +50,30 @@ def build_http(
     app.include_router(
         v2_generate.router(server, restrictions, max_body_bytes, statuses, strict=strict)
     )
-    app.include_router(task_api.router(server, restrictions, max_body_bytes))
     app.include_router(metrics.router(server.metrics.registry))
     for kind in (HTTPException, SlipwayError, Exception):
         app.add_exception_handler(kind, _describer(statuses))
     _complete_documentation(app)
     infer = v2_http.InferRoute(server, max_body_bytes, restrictions, statuses)
-    return CancelOnDisconnect(_InferFirst(infer, app))
+    task = task_api.TaskRoute(server, max_body_bytes, restrictions, statuses)
+    return CancelOnDisconnect(_PredictFirst(infer, task, app))
 
 
-class _InferFirst:
-    def __init__(self, infer: v2_http.InferRoute, app: ASGIApp):
+class _PredictFirst:
+    """The calls that a server lives for, ahead of the router; it does all others."""
+
+    def __init__(self, infer: v2_http.InferRoute, task: task_api.TaskRoute, app: ASGIApp):
         self._infer = infer
+        self._task = task
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (target := self._infer.match(scope)) is not None:
-            await self._infer(*target, scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif (infer := self._infer.match(scope)) is not None:
+            await self._infer(*infer, scope, receive, send)
+        elif (task := self._task.match(scope)) is not None:
+            await self._task(*task, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -83,12 +90,13 @@ def _describer(
 
 
 def _complete_documentation(app: FastAPI) -> None:
-    """Tell /docs of what FastAPI cannot see: the infer route, and what routes take from paths."""
+    """Tell /docs of what FastAPI cannot see: routes ahead of its own, and what paths hold."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = generate()
         schema["paths"].setdefault("/v2/models/{name}/infer", {"post": _INFER_OPERATION})
+        schema["paths"].setdefault("/models/{name}", {"post": dict(task_api.OPERATION)})
         for path, operations in schema["paths"].items():
             for operation in operations.values():
                 described = operation.setdefault("parameters", [])

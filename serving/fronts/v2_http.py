@@ -12,12 +12,10 @@ from time import monotonic
 from typing import Any
 
 import orjson
-from starlette.datastructures import Headers as HeaderLookup
-from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from serving.errors import InvalidRequest, Malformed, RequestError, Unsupported
-from serving.fronts.asgi import JSON, Headers, describe, error_body, read_body, respond
+from serving.fronts.asgi import JSON, Headers, check_post, describe, error_body, read_body, respond
 from serving.fronts.compression import ENCODINGS, choose, compress, decompress
 from serving.fronts.json_body import as_list, as_object, field, optional, parse_object, required
 from serving.fronts.restricted import Restrictions
@@ -79,7 +77,7 @@ class InferRoute:
         asked: dict[bytes, bytes] = dict(scope["headers"])
         headers: Headers
         try:
-            self._check_allowed(scope)
+            check_post(scope, self._restrictions, "inference")
             parts, headers = await self._answer(name, version, asked, receive)
             status = 200
         except Exception as error:
@@ -89,12 +87,6 @@ class InferRoute:
             if isinstance(error, Unsupported) and b"content-encoding" in asked:
                 headers.append((b"accept-encoding", ", ".join(ENCODINGS).encode()))
         await respond(send, status, parts, headers)
-
-    def _check_allowed(self, scope: Scope) -> None:
-        if scope["method"] != "POST":
-            raise HTTPException(405, "Method Not Allowed", {"allow": "POST"})
-        if self._restrictions.keys:
-            self._restrictions.check("inference", HeaderLookup(scope=scope).get)
 
     async def _answer(
         self, name: str, version: str, asked: Mapping[bytes, bytes], receive: Receive
