@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import logging
 import os
@@ -133,6 +134,9 @@ async def _serve(settings: Settings) -> bool:
         log.info("stopped before it served")
         return False
     await starting
+    # What stands now stays: no collection need go through it again, while requests wait for it.
+    gc.collect()
+    gc.freeze()
     await stop
     return await app.shutdown()
 
