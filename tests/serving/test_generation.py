@@ -21,6 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.engines.base import Graph
 from serving.engines.onnx_graph import OnnxGraph
 from serving.engines.onnx_session import SessionSettings
 from serving.errors import InferenceFailed, InvalidRequest
@@ -61,10 +62,14 @@ class Exported:
     settings: GenerationSettings
     directory: Path
 
-    def stepper(self, *, slots: int = 16, memory_mb: int = 64) -> GenerationStepper:
+    def stepper(
+        self, *, slots: int = 16, memory_mb: int = 64, encoder: Graph | None = None
+    ) -> GenerationStepper:
+        if self.settings.is_encoder_decoder and encoder is None:
+            encoder = self.graph("encoder.onnx")
         return GenerationStepper(
             self.graph("decoder.onnx"),
-            self.graph("encoder.onnx") if self.settings.is_encoder_decoder else None,
+            encoder,
             self.settings,
             Numbers(),
             slots=slots,
@@ -276,6 +281,29 @@ async def test_more_than_there_is_memory_for_waits_its_turn(exported: Exported) 
         answers = await asyncio.gather(*(ask(scheduler, row, max_new_tokens=40) for row in rows))
         assert answers[7] == await ask(scheduler, rows[7], max_new_tokens=40)
     assert max(held) <= capacity.memory_bytes
+
+
+async def test_a_source_that_cannot_be_encoded_fails_alone(exported: Exported) -> None:
+    if not exported.settings.is_encoder_decoder:
+        pytest.skip("has no encoder")
+    poison = 7
+
+    class Fragile(OnnxGraph):
+        def run(self, inputs: Tensors) -> Tensors:
+            if (inputs["input_ids"] == poison).any():
+                raise RuntimeError("cannot bear this one")
+            return super().run(inputs)
+
+    path = exported.directory / "encoder.onnx"
+    fragile = Fragile(path, SessionSettings(str(path)).open(path, None).session)
+    rows = [[5, 6, 9], [5, poison, 9], [8, 9, 10], [11, 12]]
+    async with scheduling(exported.stepper(encoder=fragile)) as scheduler:
+        answers = await asyncio.gather(
+            *(ask(scheduler, row, max_new_tokens=8) for row in rows), return_exceptions=True
+        )
+        assert isinstance(answers[1], InferenceFailed)
+        for index in (0, 2, 3):
+            assert answers[index] == await ask(scheduler, rows[index], max_new_tokens=8)
 
 
 @pytest.mark.parametrize(

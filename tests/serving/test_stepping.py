@@ -258,6 +258,21 @@ async def test_what_cannot_be_told_fails_alone() -> None:
     assert isinstance(told, dict)
 
 
+async def test_a_fault_between_two_steps_is_told_to_all() -> None:
+    class Faulty(Counting):
+        def end(self, job: Count) -> None:
+            raise RuntimeError("a fault")
+
+    scheduler = StepScheduler(Faulty(step_s=0.001), None, meter=Meter())
+    long = asyncio.create_task(scheduler.infer(asked(10_000), 1))
+    assert (await scheduler.infer(asked(2), 1))["counted"].tolist() == [[1, 2]]
+    with pytest.raises(InferenceFailed, match="a fault of the server"):
+        await asyncio.wait_for(long, 10)
+    with pytest.raises(InferenceFailed, match="a fault of the server"):
+        await scheduler.infer(asked(1), 1)
+    await asyncio.wait_for(scheduler.stop(), 10)
+
+
 async def test_a_slow_reader_holds_up_itself_only() -> None:
     stepper = Counting(slots=1)
     async with scheduling(stepper) as scheduler, aclosing(scheduler.stream(asked(1000), 1)) as slow:
