@@ -143,6 +143,7 @@ def _scheduler(
     config: ModelConfig, engine: Engine, on_run: Callable[[Run], None]
 ) -> Scheduler | StreamScheduler:
     instances = config.instance_count
+    padding = PaddingRule.read(config)
     if config.decoupled:
         return StreamScheduler(
             cast(StreamingEngine, engine),
@@ -161,7 +162,7 @@ def _scheduler(
         )
     return DynamicScheduler(
         engine,
-        BatchPolicy(config.max_batch_size or 1, config.batching, PaddingRule.read(config)),
+        BatchPolicy(config.max_batch_size or 1, config.batching, padding),
         BatchLayout(config),
         instances=instances,
         on_run=on_run,

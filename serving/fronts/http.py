@@ -21,6 +21,7 @@ from serving.fronts.asgi import (
     describe,
     error_body,
 )
+from serving.fronts.asking import Asking
 from serving.fronts.restricted import Restrictions
 from serving.server import Server
 
@@ -50,7 +51,8 @@ def build_http(
     app.include_router(
         v2_generate.router(server, restrictions, max_body_bytes, statuses, strict=strict)
     )
-    app.include_router(task_api.router(server, restrictions, max_body_bytes))
+    asking = Asking(server)
+    app.include_router(task_api.router(server, asking, restrictions, max_body_bytes))
     app.include_router(metrics.router(server.metrics.registry))
     for kind in (HTTPException, SlipwayError, Exception):
         app.add_exception_handler(kind, _describer(statuses))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Mapping
 from time import monotonic
 from typing import Any
@@ -14,11 +12,11 @@ from pydantic import BaseModel, ValidationError
 
 from serving.errors import InvalidRequest, RequestError, Unsupported, shown
 from serving.fronts.asgi import read_body
+from serving.fronts.asking import Asking
 from serving.fronts.restricted import Restrictions
 from serving.fronts.v2_control import allowed
 from serving.server import Server
 from serving.tasks import Task
-from serving.types import InferRequest
 
 _BODY: Mapping[str, Any] = {
     "requestBody": {
@@ -46,18 +44,18 @@ _BODY: Mapping[str, Any] = {
 }
 
 
-def router(server: Server, restrictions: Restrictions, max_body_bytes: int) -> APIRouter:
+def router(
+    server: Server, asking: Asking, restrictions: Restrictions, max_body_bytes: int
+) -> APIRouter:
     """POST /models/{name}"""
     routes = APIRouter(tags=["Tasks"], dependencies=[allowed(restrictions, "inference")])
-    # A large picture takes a hundred megabytes while it is decoded, so only so many at a time.
-    decoding = asyncio.Semaphore(os.cpu_count() or 1)
 
     @routes.post("/models/{name}", openapi_extra=dict(_BODY))
     async def predict(name: str, request: Request) -> Any:
         """Ask a model in its task's own terms.
 
-        The body is the input itself, such as the bytes of a picture; or JSON with the input in
-        base64 and settings: `{"inputs": "…", "parameters": {"top_k": 3}}`.
+        The body is the input itself, such as the bytes of a picture or of a recording; or JSON
+        with the input in base64 and settings: `{"inputs": "…", "parameters": {"top_k": 3}}`.
         """
         task = server.model(name).task
         if task is None:
@@ -69,19 +67,11 @@ def router(server: Server, restrictions: Restrictions, max_body_bytes: int) -> A
             received = monotonic()
             content_type = request.headers.get("content-type", "")
             payload, settings = _open_envelope(content_type, body, task)
-            if task.takes_long:
-                async with decoding:
-                    question = await asyncio.to_thread(task.preprocess, payload, settings)
-            else:
-                question = task.preprocess(payload, settings)
+            question = await asking.prepare(task, payload, settings)
         except RequestError:
             server.note_invalid(name)
             raise
-        # Of no version: the one that the task came from may have been replaced meanwhile.
-        call = InferRequest(name, question.tensors, parameters=question.parameters)
-        call.stamps.received = received
-        response = await server.infer(call)
-        return task.postprocess(response.outputs, question)
+        return await asking.answer(name, task, question, received)
 
     return routes
 

@@ -43,9 +43,9 @@ class PaddingRule:
         if text is None:
             return cls()
         where = f"model {config.name!r}: parameters {MAX_PADDING}"
-        if config.batching is None or not config.ragged:
+        if config.sequences is not None or not config.ragged:
             raise ModelLoadError(
-                f"{where} needs dynamic_batching and an input with allow_ragged_batch"
+                f"{where} needs an input with allow_ragged_batch, and no sequence_batching"
             )
         try:
             share = float(text)

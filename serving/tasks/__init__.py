@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -14,6 +14,7 @@ from serving.errors import ModelLoadError
 from serving.types import Parameter, Tensors, TensorSpec
 
 TASKS = {
+    "automatic-speech-recognition": "serving.tasks.speech_recognition:SpeechRecognition.load",
     "image_classification": "serving.tasks.image_classification:ImageClassification.load",
     "text_generation": "serving.tasks.text_generation:TextGeneration.load",
     "translation": "serving.tasks.translation:Translation.load",
@@ -24,12 +25,14 @@ TASKS = {
 class Question:
     """What a caller sent, as a model is asked it: a batch, and the request's parameters.
 
-    `settings` are those of the task's `Parameters` that came along.
+    `settings` are those of the task's `Parameters` that came along. What is too long for one
+    request has `further` ones after `tensors`.
     """
 
     settings: Any
     tensors: Tensors
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    further: Sequence[Tensors] = ()
 
 
 class Task(Protocol):
@@ -53,6 +56,15 @@ class Task(Protocol):
 
     def postprocess(self, outputs: Tensors, question: Question) -> Any:
         """From the model's answer to what is sent back as JSON."""
+        ...
+
+
+@runtime_checkable
+class LongTask(Task, Protocol):
+    """A task whose questions may take several requests, and whose answers take long to read."""
+
+    def conclude(self, parts: Sequence[Tensors], question: Question) -> Any:
+        """From the answers to all requests, in order, to what is sent back. Call it in a thread."""
         ...
 
 

@@ -15,7 +15,6 @@ from hypothesis.extra import numpy as hnp
 from tritonclient.grpc import model_config_pb2
 
 from serving.config import (
-    Batching,
     BatchInput,
     BatchInputKind,
     BatchOutput,
@@ -274,14 +273,13 @@ def test_parameters_that_make_no_sense(parameters: dict[str, str], message: str)
     [
         ("1", "x", "max_padding must be a share from 0 to below 1, got '1'"),
         ("much", "x", "max_padding must be a share from 0 to below 1, got 'much'"),
-        ("0.25", "", "max_padding needs dynamic_batching and an input with allow_ragged_batch"),
+        ("0.25", "", "max_padding needs an input with allow_ragged_batch"),
     ],
 )
 def test_a_share_of_padding_that_makes_no_sense(parameter: str, ragged: str, message: str) -> None:
     wrong = config(
         spec("x", (-1, -1)),
         ragged=frozenset(ragged),
-        batching=Batching(),
         parameters={"max_padding": parameter},
     )
     with pytest.raises(ModelLoadError, match=message):
@@ -292,9 +290,7 @@ def test_a_share_of_padding() -> None:
     x = spec("x", (-1, -1))
     assert PaddingRule.read(config(x)) == ORDINARY
     parameters = {"max_padding": "0.25"}
-    rule = PaddingRule.read(
-        config(x, ragged=frozenset("x"), batching=Batching(), parameters=parameters)
-    )
+    rule = PaddingRule.read(config(x, ragged=frozenset("x"), parameters=parameters))
     assert rule == PaddingRule(4 / 3, 0, passes_over=True)
 
 

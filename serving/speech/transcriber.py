@@ -1,0 +1,57 @@
+"""From a model's outputs for the windows of one recording to its transcript."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from serving.errors import InferenceFailed
+from serving.speech.ctc import LogProbs, Search
+from serving.speech.recognizer import RecognizerSettings
+from serving.speech.transcript import Transcript, joined, transcript
+from serving.speech.windows import Window
+
+
+class Transcriber:
+    """Takes in the windows of a recording of `duration_s` seconds, in order."""
+
+    def __init__(
+        self,
+        settings: RecognizerSettings,
+        search: Search,
+        windows: Sequence[Window],
+        duration_s: float,
+    ):
+        self._settings = settings
+        self._search = search
+        self._windows = iter(windows)
+        self._duration_s = duration_s
+
+    def push(self, log_probs: LogProbs) -> None:
+        """The next window's frames, [frame, class], without padding.
+
+        Raises `InferenceFailed` for what no model of these settings should give.
+        """
+        window = next(self._windows)
+        classes = len(self._settings.vocabulary)
+        if log_probs.shape[1] != classes or np.isnan(log_probs).any():
+            raise InferenceFailed(
+                f"logits of shape {list(log_probs.shape)}, or not numbers, where the vocabulary"
+                f" has {classes} classes"
+            )
+        self._search.push(log_probs[window.first_frame : window.last_frame])
+
+    def text(self) -> str:
+        """What no further window can change: every answer begins with the one before."""
+        settled = self._search.best()[: self._search.settled()]
+        return joined(settled, self._settings.vocabulary)
+
+    def transcript(self) -> Transcript:
+        """What the windows so far say."""
+        return transcript(
+            self._search.best(),
+            self._settings.vocabulary,
+            self._settings.frame_s,
+            self._duration_s,
+        )
