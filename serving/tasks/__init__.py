@@ -38,14 +38,25 @@ class Question:
 class Task(Protocol):
     """One kind of question that people ask a model, in the schema of Hugging Face Inference."""
 
-    Parameters: type[BaseModel]
-    """The settings that a caller may send along; unknown ones are refused, or the model's."""
+    @property
+    def Parameters(self) -> type[BaseModel]:
+        """The settings that a caller may send along; unknown ones are refused, or the model's."""
+        ...
 
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    """The tensors by which it speaks to a model."""
-    takes_long: bool
-    """Whether `preprocess` is to be called in a thread."""
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors by which it speaks to a model."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors by which the model answers."""
+        ...
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether `preprocess` is to be called in a thread."""
+        ...
 
     def preprocess(self, payload: object, settings: Any) -> Question:
         """From what the caller sent: the bytes of a body, or `inputs` of a JSON body.
