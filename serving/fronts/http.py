@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import __version__
 from serving.errors import SlipwayError
-from serving.fronts import metrics, task_api, v2_control, v2_generate, v2_http
+from serving.fronts import metrics, openai, openai_audio, task_api, v2_control, v2_generate, v2_http
 from serving.fronts.asgi import (
     HTTP_STATUS,
     TRITON_STATUS,
@@ -53,6 +53,8 @@ def build_http(
     )
     asking = Asking(server)
     app.include_router(task_api.router(server, asking, restrictions, max_body_bytes))
+    app.include_router(openai.router(server, restrictions))
+    app.include_router(openai_audio.router(server, asking, restrictions, max_body_bytes, statuses))
     app.include_router(metrics.router(server.metrics.registry))
     for kind in (HTTPException, SlipwayError, Exception):
         app.add_exception_handler(kind, _describer(statuses))
@@ -79,7 +81,11 @@ def _describer(
     async def describer(request: Request, error: Exception) -> Response:
         status, message, headers = describe(error, statuses)
         extra = {key.decode(): value.decode() for key, value in headers}
-        return Response(error_body(message), status, extra, media_type="application/json")
+        if request.url.path.startswith(openai.PREFIX):
+            body = openai.openai_error(status, message, error)
+        else:
+            body = error_body(message)
+        return Response(body, status, extra, media_type="application/json")
 
     return describer
 
