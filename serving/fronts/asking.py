@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
+from uuid import uuid4
 
 from pydantic import BaseModel
 
 from serving.server import Server
 from serving.tasks import LongTask, Question, Task
-from serving.types import InferRequest, InferResponse, Tensors
+from serving.types import InferRequest, InferResponse, SequenceStep, Tensors
 
 AT_ONCE = 8
 """Requests of one question that are under way together: enough to fill a batch, and few enough for
@@ -50,20 +51,20 @@ class Asking:
 
         Raises as `Server.infer` does; closing the iterator early cancels what is under way.
         """
-        # Of no version: the one that the task came from may have been replaced meanwhile.
-        call = InferRequest(name, question.tensors, parameters=question.parameters)
-        call.stamps.received = received
-        if not question.further:
-            yield (await self._server.infer(call)).outputs
+        calls = _calls(name, question)
+        calls[0].stamps.received = received
+        if len(calls) == 1:
+            yield (await self._server.infer(calls[0])).outputs
             return
-        waiting = deque([self._begin(call)])
+        waiting: deque[asyncio.Task[InferResponse]] = deque()
         try:
-            for tensors in question.further:
+            for call in calls:
                 if len(waiting) == AT_ONCE:
                     yield (await waiting[0]).outputs
                     waiting.popleft()
-                further = InferRequest(name, tensors, parameters=question.parameters)
-                waiting.append(self._begin(further))
+                # Tasks start in the order in which they were made, and nothing is awaited before
+                # a request has its place in the queue, so a sequence keeps its order.
+                waiting.append(asyncio.create_task(self._server.infer(call)))
             while waiting:
                 yield (await waiting[0]).outputs
                 waiting.popleft()
@@ -72,5 +73,19 @@ class Asking:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
-    def _begin(self, call: InferRequest) -> asyncio.Task[InferResponse]:
-        return asyncio.get_running_loop().create_task(self._server.infer(call))
+
+def _calls(name: str, question: Question) -> list[InferRequest]:
+    """Of no version: the one that the task came from may have been replaced meanwhile."""
+    tensors = (question.tensors, *question.further)
+    id = uuid4().hex
+    return [
+        InferRequest(
+            name,
+            part,
+            parameters=question.parameters,
+            sequence=SequenceStep(id, start=at == 0, end=at == len(tensors) - 1)
+            if question.in_sequence
+            else None,
+        )
+        for at, part in enumerate(tensors)
+    ]

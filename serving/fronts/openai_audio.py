@@ -29,8 +29,10 @@ from serving.fronts.restricted import Restrictions
 from serving.fronts.subtitles import srt, vtt
 from serving.fronts.v2_control import allowed
 from serving.server import Server
+from serving.speech.transcriber import Transcriber
 from serving.speech.transcript import Transcript, Word
 from serving.tasks.speech_recognition import Recording, SpeechRecognition, frames_of
+from serving.types import Tensors
 
 _UNDETERMINED = "und"
 """What ISO 639 calls a language that nobody told."""
@@ -111,17 +113,17 @@ def router(
             if name:
                 server.note_invalid(name)
             raise
-        windows = asking.outputs(name, recording, received)
+        outputs = asking.outputs(name, recording, received)
         if wishes.stream:
-            events = _events(windows, task, recording, statuses)
+            events = _events(outputs, task, recording, statuses)
             # The status is that of the first event, so it must be there before anything is sent.
             return EventStream(_after(await anext(events), events))
-        transcriber = task.transcriber(recording)
-        async with aclosing(windows):
-            async for outputs in windows:
-                await asyncio.to_thread(transcriber.push, frames_of(outputs))
+        transcriber = task.transcriber(recording.settings)
+        async with aclosing(_pushed(transcriber, recording, outputs)) as pushed:
+            async for _ in pushed:
+                pass
         render = _FORMATS[wishes.response_format]
-        return render(transcriber.transcript(), wishes, task)
+        return render(transcriber.transcript(recording.duration_s), wishes, task)
 
     return routes
 
@@ -188,33 +190,43 @@ def _about(field: str, message: str) -> InvalidRequest:
     return error
 
 
+async def _pushed(
+    transcriber: Transcriber, recording: Recording, outputs: AsyncGenerator[Tensors]
+) -> AsyncGenerator[None]:
+    """Gives a transcriber a recording's pieces; yields after each."""
+    async with aclosing(outputs):
+        for window in recording.windows:
+            frames = frames_of(await anext(outputs))
+            await asyncio.to_thread(transcriber.push, frames, window)
+            yield
+
+
 async def _events(
-    windows: AsyncGenerator[Any, None],
+    outputs: AsyncGenerator[Tensors],
     task: SpeechRecognition,
     recording: Recording,
     statuses: Mapping[str, int],
 ) -> AsyncGenerator[bytes, None]:
-    """What each window adds to the text, then the whole; one that tells of an error is the last.
+    """What each piece adds to the text, then the whole; one that tells of an error is the last.
 
     Raises what goes wrong before the first event.
     """
-    transcriber = task.transcriber(recording)
+    transcriber = task.transcriber(recording.settings)
     told = ""
     begun = False
 
     def delta(text: str) -> bytes:
         return event(orjson.dumps({"type": "transcript.text.delta", "delta": text[len(told) :]}))
 
-    async with aclosing(windows):
+    async with aclosing(_pushed(transcriber, recording, outputs)) as pushed:
         try:
-            async for outputs in windows:
-                await asyncio.to_thread(transcriber.push, frames_of(outputs))
+            async for _ in pushed:
                 text = transcriber.text()
                 if text != told:
                     begun = True
                     yield delta(text)
                     told = text
-            text = transcriber.transcript().text
+            text = transcriber.transcript(recording.duration_s).text
             if text != told:
                 yield delta(text)
             yield event(orjson.dumps({"type": "transcript.text.done", "text": text}))

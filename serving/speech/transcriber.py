@@ -1,8 +1,6 @@
-"""From a model's outputs for the windows of one recording to its transcript."""
+"""From a model's outputs for the pieces of one recording to its transcript."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,26 +12,17 @@ from serving.speech.windows import Window
 
 
 class Transcriber:
-    """Takes in the windows of a recording of `duration_s` seconds, in order."""
+    """Takes in the pieces of a recording in order."""
 
-    def __init__(
-        self,
-        settings: RecognizerSettings,
-        search: Search,
-        windows: Sequence[Window],
-        duration_s: float,
-    ):
+    def __init__(self, settings: RecognizerSettings, search: Search):
         self._settings = settings
         self._search = search
-        self._windows = iter(windows)
-        self._duration_s = duration_s
 
-    def push(self, log_probs: LogProbs) -> None:
-        """The next window's frames, [frame, class], without padding.
+    def push(self, log_probs: LogProbs, window: Window) -> None:
+        """The frames of the next piece, [frame, class], without padding.
 
         Raises `InferenceFailed` for what no model of these settings should give.
         """
-        window = next(self._windows)
         classes = len(self._settings.vocabulary)
         if log_probs.shape[1] != classes or np.isnan(log_probs).any():
             raise InferenceFailed(
@@ -43,15 +32,12 @@ class Transcriber:
         self._search.push(log_probs[window.first_frame : window.last_frame])
 
     def text(self) -> str:
-        """What no further window can change: every answer begins with the one before."""
+        """What nothing that follows can change: every answer begins with the one before."""
         settled = self._search.best()[: self._search.settled()]
         return joined(settled, self._settings.vocabulary)
 
-    def transcript(self) -> Transcript:
-        """What the windows so far say."""
+    def transcript(self, duration_s: float) -> Transcript:
+        """What the recording, which has lasted so long, says so far."""
         return transcript(
-            self._search.best(),
-            self._settings.vocabulary,
-            self._settings.frame_s,
-            self._duration_s,
+            self._search.best(), self._settings.vocabulary, self._settings.frame_s, duration_s
         )

@@ -26,13 +26,15 @@ class Question:
     """What a caller sent, as a model is asked it: a batch, and the request's parameters.
 
     `settings` are those of the task's `Parameters` that came along. What is too long for one
-    request has `further` ones after `tensors`.
+    request has `further` ones after `tensors`, in a sequence if the model must remember what was
+    before.
     """
 
     settings: Any
     tensors: Tensors
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     further: Sequence[Tensors] = ()
+    in_sequence: bool = False
 
 
 class Task(Protocol):

@@ -1,4 +1,8 @@
-"""Speech recognition: from the bytes of a recording to its words."""
+"""Speech recognition: from the bytes of a recording to its words.
+
+A model that hears whole recordings gets long ones in windows; one that hears live gets chunks, in a
+sequence, as from a caller who speaks.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from serving.errors import ModelLoadError
+from serving.speech.chunks import Chunker
 from serving.speech.ctc import GreedySearch, Search
 from serving.speech.hot_words import HotWords
 from serving.speech.prefix_beam import PrefixBeamSearch
@@ -41,7 +46,7 @@ Decode = Callable[[bytes, int], Array]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording(Question):
-    """A recording in windows, a request for each."""
+    """A recording in pieces, a request for each."""
 
     windows: Sequence[Window]
     duration_s: float
@@ -72,11 +77,19 @@ class SpeechRecognition:
     def __init__(self, settings: RecognizerSettings, decode: Decode):
         self.settings = settings
         self._decode = decode
-        self.inputs = (TensorSpec(INPUT, "FP32", (DYNAMIC, DYNAMIC)),)
-        self.outputs = (
-            TensorSpec(LOGITS, "FP32", (DYNAMIC, DYNAMIC, len(settings.vocabulary))),
-            TensorSpec(FRAMES, "INT64", (DYNAMIC, 1)),
-        )
+        classes = len(settings.vocabulary)
+        if settings.is_live:
+            assert settings.chunk_samples is not None
+            self.inputs = (TensorSpec(INPUT, "FP32", (DYNAMIC, settings.chunk_samples)),)
+            self.outputs: tuple[TensorSpec, ...] = (
+                TensorSpec(LOGITS, "FP32", (DYNAMIC, settings.chunk_frames, classes)),
+            )
+        else:
+            self.inputs = (TensorSpec(INPUT, "FP32", (DYNAMIC, DYNAMIC)),)
+            self.outputs = (
+                TensorSpec(LOGITS, "FP32", (DYNAMIC, DYNAMIC, classes)),
+                TensorSpec(FRAMES, "INT64", (DYNAMIC, 1)),
+            )
 
     @classmethod
     def load(cls, directory: Path) -> SpeechRecognition:
@@ -93,38 +106,37 @@ class SpeechRecognition:
     def preprocess(self, payload: object, settings: SpeechRecognition.Parameters) -> Recording:
         """One recording: its bytes, or in JSON their base64."""
         waveform = self._decode(as_bytes(payload), self.settings.sampling_rate)
-        cut = windows(len(waveform), self.settings)
-        first, *further = (
-            {INPUT: waveform[np.newaxis, window.start : window.stop]} for window in cut
-        )
+        if self.settings.is_live:
+            chunker = Chunker(self.settings)
+            pieces = [*chunker.push(waveform), *chunker.finish()]
+        else:
+            cut = windows(len(waveform), self.settings)
+            pieces = [(waveform[window.start : window.stop], window) for window in cut]
+        first, *further = ({INPUT: samples[np.newaxis]} for samples, _ in pieces)
         return Recording(
             settings,
             first,
             further=further,
-            windows=cut,
+            in_sequence=self.settings.is_live,
+            windows=[window for _, window in pieces],
             duration_s=len(waveform) / self.settings.sampling_rate,
         )
 
-    def transcriber(self, recording: Recording) -> Transcriber:
-        """What the answers for the recording's windows are given to, in order."""
-        return Transcriber(
-            self.settings,
-            self._search(recording.settings),
-            recording.windows,
-            recording.duration_s,
-        )
+    def transcriber(self, parameters: SpeechRecognition.Parameters) -> Transcriber:
+        """What the answers for the pieces of a recording are given to, in order."""
+        return Transcriber(self.settings, self._search(parameters))
 
     def postprocess(self, outputs: Tensors, question: Question) -> dict[str, Any]:
-        """The text of a recording of one window, and its words with their times in seconds."""
+        """The text of a recording of one piece, and its words with their times in seconds."""
         return self.conclude([outputs], question)
 
     def conclude(self, parts: Sequence[Tensors], question: Question) -> dict[str, Any]:
-        """The same of a recording of any number of windows."""
+        """The same of a recording of any number of pieces."""
         assert isinstance(question, Recording)
-        transcriber = self.transcriber(question)
-        for outputs in parts:
-            transcriber.push(frames_of(outputs))
-        transcript = transcriber.transcript()
+        transcriber = self.transcriber(question.settings)
+        for outputs, window in zip(parts, question.windows, strict=True):
+            transcriber.push(frames_of(outputs), window)
+        transcript = transcriber.transcript(question.duration_s)
         wanted = question.settings.return_timestamps
         if not wanted:
             return {"text": transcript.text}
@@ -155,7 +167,6 @@ class SpeechRecognition:
 
 
 def frames_of(outputs: Tensors) -> Array:
-    """The frames of a model's answer for one window, [frame, class], without padding."""
-    count = int(outputs[FRAMES][0, 0])
-    frames: Array = outputs[LOGITS][0, :count]
-    return frames
+    """The frames of a model's answer for one piece, [frame, class], without padding."""
+    frames: Array = outputs[LOGITS][0]
+    return frames[: int(outputs[FRAMES][0, 0])] if FRAMES in outputs else frames

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import ModelLoadError
+from serving.speech.chunks import Chunker
 from serving.speech.recognizer import RecognizerSettings
 from serving.speech.windows import windows
 
@@ -57,6 +59,42 @@ def test_windows_keep_every_frame_once_and_fit_the_model(
     assert len({window.stop - window.start for window in cut[:-1]}) <= 1
 
 
+@given(
+    st.lists(st.integers(0, 300), max_size=20),
+    st.integers(1, 5),
+    st.integers(0, 12),
+)
+def test_chunks_keep_every_frame_once_whatever_the_delay(
+    pieces: list[int], chunk_frames: int, delay: int
+) -> None:
+    frame = 10
+    settings = RecognizerSettings(
+        type="ctc-live",
+        sampling_rate=16000,
+        samples_per_frame=frame,
+        blank=0,
+        vocabulary=("", "a"),
+        chunk_samples=chunk_frames * frame,
+        delay_frames=delay,
+    )
+    chunker = Chunker(settings)
+    chunks = [
+        chunk for size in pieces for chunk in chunker.push(np.ones(size, np.float32))
+    ] + chunker.finish()
+    total = sum(pieces)
+    assert {len(samples) for samples, _ in chunks} == {chunk_frames * frame}
+    heard = np.concatenate([samples for samples, _ in chunks])
+    assert heard[:total].all()
+    assert not heard[total:].any()
+    # What the model says of frame n comes out as frame n + delay.
+    frames = np.arange(len(chunks) * chunk_frames).reshape(len(chunks), chunk_frames) - delay
+    kept = [
+        row[window.first_frame : window.last_frame]
+        for row, (_, window) in zip(frames, chunks, strict=True)
+    ]
+    assert np.concatenate(kept).tolist() == list(range(-(-total // frame)))
+
+
 def test_settings_are_saved_and_read(tmp_path: Path) -> None:
     (tmp_path / "recognizer.json").write_text(json.dumps(SETTINGS))
     settings = RecognizerSettings.load(tmp_path)
@@ -68,7 +106,10 @@ def test_settings_are_saved_and_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"type": "ctc-live"}, "type: Input should be 'ctc'"),
+        ({"type": "seq2seq"}, "type: Input should be 'ctc' or 'ctc-live'"),
+        ({"type": "ctc-live"}, "chunk_samples must be a multiple of samples_per_frame"),
+        ({"type": "ctc-live", "chunk_samples": 700}, "chunk_samples must be a multiple"),
+        ({"max_seconds": None}, "max_seconds and overlap_seconds are required"),
         ({"blank": 3}, "blank is not one of the 3 classes"),
         ({"max_seconds": 7}, "more than twice overlap_seconds"),
         ({"samples_per_frame": "640"}, "samples_per_frame: Input should be a valid integer"),
