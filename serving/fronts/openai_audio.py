@@ -212,23 +212,16 @@ async def _events(
     Raises what goes wrong before the first event.
     """
     transcriber = task.transcriber(recording.settings)
-    told = ""
     begun = False
-
-    def delta(text: str) -> bytes:
-        return event(orjson.dumps({"type": "transcript.text.delta", "delta": text[len(told) :]}))
-
     async with aclosing(_pushed(transcriber, recording, outputs)) as pushed:
         try:
             async for _ in pushed:
-                text = transcriber.text()
-                if text != told:
+                if news := transcriber.news():
                     begun = True
-                    yield delta(text)
-                    told = text
+                    yield _delta(news)
+            if news := transcriber.news(final=True):
+                yield _delta(news)
             text = transcriber.transcript(recording.duration_s).text
-            if text != told:
-                yield delta(text)
             yield event(orjson.dumps({"type": "transcript.text.done", "text": text}))
             yield event(b"[DONE]")
         except Exception as error:
@@ -236,6 +229,10 @@ async def _events(
                 raise
             status, message, _ = describe(error, statuses)
             yield event(openai_error(status, message, error))
+
+
+def _delta(text: str) -> bytes:
+    return event(orjson.dumps({"type": "transcript.text.delta", "delta": text}))
 
 
 async def _after(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

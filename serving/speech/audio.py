@@ -69,6 +69,21 @@ def decode(body: bytes, rate_hz: int) -> Waveform:
     return np.clip(waveform, -1, 1)
 
 
+class Resampler:
+    """Brings one waveform to another rate while it comes in. It keeps back some milliseconds."""
+
+    def __init__(self, from_hz: int, to_hz: int):
+        self._stream = None
+        if from_hz != to_hz:
+            self._stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="HQ")
+
+    def push(self, samples: Waveform, *, is_last: bool = False) -> Waveform:
+        if self._stream is None:
+            return samples
+        resampled: Waveform = self._stream.resample_chunk(samples, last=is_last)
+        return resampled
+
+
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # it has no type information
     """Read from its beginning to its end only.
 
@@ -146,8 +161,7 @@ def _tells_length(body: bytes) -> bool:
 
 def _read(stream: soundfile.SoundFile, rate_hz: int) -> tuple[Waveform, int]:
     """All samples at the new rate, and how many there were at the old one."""
-    changes = stream.samplerate != rate_hz
-    resampler = soxr.ResampleStream(stream.samplerate, rate_hz, 1, dtype="float32", quality="HQ")
+    resampler = Resampler(stream.samplerate, rate_hz)
     blocks = []
     decoded = 0
     while True:
@@ -161,6 +175,6 @@ def _read(stream: soundfile.SoundFile, rate_hz: int) -> tuple[Waveform, int]:
         _check_length(stream, decoded)
         is_last = len(block) < _BLOCK
         mono = np.clip(block, -1, 1).mean(axis=1)
-        blocks.append(resampler.resample_chunk(mono, last=is_last) if changes else mono)
+        blocks.append(resampler.push(mono, is_last=is_last))
         if is_last:
             return np.concatenate(blocks), decoded

@@ -34,8 +34,8 @@ class Search(Protocol):
         """Take in the frames that follow."""
         ...
 
-    def best(self) -> list[Token]:
-        """What the frames so far say, most probably."""
+    def best(self, start: int = 0) -> list[Token]:
+        """What the frames so far say most probably, from the token with the number `start`."""
         ...
 
     def settled(self) -> int:
@@ -56,8 +56,8 @@ class GreedySearch:
         for id, value in zip(log_probs.argmax(axis=1), log_probs.max(axis=1), strict=True):
             self._follow(int(id), float(value))
 
-    def best(self) -> list[Token]:
-        return list(self._tokens)
+    def best(self, start: int = 0) -> list[Token]:
+        return self._tokens[start:]
 
     def settled(self) -> int:
         return len(self._tokens)

@@ -104,11 +104,13 @@ class PrefixBeamSearch:
             tried = np.flatnonzero(frame >= min(self._floor, frame[id]))
             self._step(frame.tolist(), tried.tolist(), int(id))
 
-    def best(self) -> list[Token]:
+    def best(self, start: int = 0) -> list[Token]:
         """The tokens of the best prefix, with the times of its most probable path."""
-        _, path = max(self._beam, key=_final_rank).score.path
+        leader = max(self._beam, key=_final_rank)
+        _, path = leader.score.path
         tokens = []
-        while path is not None:
+        for _ in range(leader.depth - start):
+            assert path is not None
             tokens.append(path.token)
             path = path.before
         return tokens[::-1]

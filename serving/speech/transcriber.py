@@ -7,7 +7,7 @@ import numpy as np
 from serving.errors import InferenceFailed
 from serving.speech.ctc import LogProbs, Search
 from serving.speech.recognizer import RecognizerSettings
-from serving.speech.transcript import Transcript, joined, transcript
+from serving.speech.transcript import Transcript, spelt, transcript
 from serving.speech.windows import Window
 
 
@@ -17,6 +17,8 @@ class Transcriber:
     def __init__(self, settings: RecognizerSettings, search: Search):
         self._settings = settings
         self._search = search
+        self._told = 0
+        self._text_has_begun = self._space_is_due = False
 
     def push(self, log_probs: LogProbs, window: Window) -> None:
         """The frames of the next piece, [frame, class], without padding.
@@ -31,10 +33,23 @@ class Transcriber:
             )
         self._search.push(log_probs[window.first_frame : window.last_frame])
 
-    def text(self) -> str:
-        """What nothing that follows can change: every answer begins with the one before."""
-        settled = self._search.best()[: self._search.settled()]
-        return joined(settled, self._settings.vocabulary)
+    def news(self, *, final: bool = False) -> str:
+        """The text that has become certain since this was last asked; if `final`, all the rest.
+
+        All answers, one after another, are the transcript's text.
+        """
+        tokens = self._search.best(self._told)
+        if not final:
+            tokens = tokens[: self._search.settled() - self._told]
+        self._told += len(tokens)
+        text = ""
+        for _, character in spelt(tokens, self._settings.vocabulary):
+            if character.isspace():
+                self._space_is_due = self._text_has_begun
+            else:
+                text += " " + character if self._space_is_due else character
+                self._text_has_begun, self._space_is_due = True, False
+        return text
 
     def transcript(self, duration_s: float) -> Transcript:
         """What the recording, which has lasted so long, says so far."""

@@ -54,7 +54,7 @@ def transcript(
     characters: list[Word] = []
     words: list[list[Word]] = []
     within = False
-    for token, character in _spelt(tokens, vocabulary):
+    for token, character in spelt(tokens, vocabulary):
         if character.isspace():
             within = False
             continue
@@ -68,12 +68,8 @@ def transcript(
     return Transcript(tuple(map(_word, words)), tuple(characters), duration_s)
 
 
-def joined(tokens: Iterable[Token], vocabulary: Sequence[str]) -> str:
-    """The text that tokens spell so far, with single spaces; one at the end stays away."""
-    return " ".join("".join(character for _, character in _spelt(tokens, vocabulary)).split())
-
-
-def _spelt(tokens: Iterable[Token], vocabulary: Sequence[str]) -> Iterator[tuple[Token, str]]:
+def spelt(tokens: Iterable[Token], vocabulary: Sequence[str]) -> Iterator[tuple[Token, str]]:
+    """The characters of tokens, each with its token."""
     return ((token, character) for token in tokens for character in vocabulary[token.id])
 
 

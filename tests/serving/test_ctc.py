@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from serving.speech.ctc import GreedySearch, Search, Token
 from serving.speech.hot_words import HotWords
 from serving.speech.prefix_beam import PrefixBeamSearch
-from serving.speech.transcript import joined, transcript
+from serving.speech.recognizer import RecognizerSettings
+from serving.speech.transcriber import Transcriber
+from serving.speech.transcript import transcript
+from serving.speech.windows import Window
 
 BLANK = 0
 VOCABULARY = ("", " ", "a", "b", "c", "d")
@@ -113,6 +116,7 @@ def test_it_does_not_matter_in_what_pieces_frames_come(
         settled = ids(pieces)[: pieces.settled()]
         pieces.push(frames[cut:])
         assert pieces.best() == whole.best()
+        assert pieces.best(1) == whole.best()[1:]
         assert ids(pieces)[: len(settled)] == settled
 
 
@@ -149,7 +153,7 @@ def test_a_floor_leaves_out_what_is_hardly_possible_but_never_the_most_probable(
 
 
 def text_of(search: Search) -> str:
-    return joined(search.best(), VOCABULARY)
+    return transcript(search.best(), VOCABULARY, 1, 100).text
 
 
 def between(first: str, second: str, share: float = 0.6) -> npt.NDArray[np.float64]:
@@ -205,6 +209,31 @@ def test_a_long_recording_keeps_no_more_than_its_beam() -> None:
     assert search.settled() > deepest * 0.8
 
 
+SPACED = {"type": "ctc", "max_seconds": 9.0, "overlap_seconds": 0.0, "vocabulary": VOCABULARY}
+
+
+@given(
+    st.lists(st.integers(0, 3), max_size=40),
+    st.lists(st.integers(0, 40), max_size=5),
+    st.booleans(),
+)
+def test_news_add_up_to_the_text(path: list[int], cuts: list[int], beams: bool) -> None:
+    settings = RecognizerSettings.model_validate(
+        {**SPACED, "sampling_rate": 16000, "samples_per_frame": 640, "blank": BLANK}
+    )
+    search = PrefixBeamSearch(BLANK, 4, horizon=3) if beams else GreedySearch(BLANK)
+    transcriber = Transcriber(settings, search)
+    frames = said(path).reshape(-1, len(VOCABULARY))
+    text = ""
+    for piece in np.split(frames, sorted(min(cut, len(frames)) for cut in cuts)):
+        transcriber.push(piece, Window(0, 0, 0, None))
+        text += transcriber.news()
+        assert text == text.strip()
+    text += transcriber.news(final=True)
+    assert text == transcriber.transcript(10).text
+    assert transcriber.news(final=True) == ""
+
+
 def test_words_have_the_times_of_their_frames() -> None:
     vocabulary = ("", " ", "ab", "c", " d", "e f")
     tokens = [Token(id, at, at + 1, -0.1) for at, id in enumerate([1, 2, 3, 1, 1, 3, 4, 5])]
@@ -216,7 +245,7 @@ def test_words_have_the_times_of_their_frames() -> None:
         ("f", 3.5, 4.25),
     ]
     assert [len(word.tokens) for word in spoken.words] == [2, 1, 2, 1]
-    assert spoken.text == joined(tokens, vocabulary) == "abc c de f"
+    assert spoken.text == "abc c de f"
     assert "".join(character.text for character in spoken.characters) == "abccdef"
 
 
