@@ -13,7 +13,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import __version__
 from serving.errors import SlipwayError
-from serving.fronts import metrics, openai, openai_audio, task_api, v2_control, v2_generate, v2_http
+from serving.fronts import (
+    metrics,
+    openai,
+    openai_audio,
+    openai_realtime,
+    task_api,
+    v2_control,
+    v2_generate,
+    v2_http,
+)
 from serving.fronts.asgi import (
     HTTP_STATUS,
     TRITON_STATUS,
@@ -55,6 +64,7 @@ def build_http(
     app.include_router(task_api.router(server, asking, restrictions, max_body_bytes))
     app.include_router(openai.router(server, restrictions))
     app.include_router(openai_audio.router(server, asking, restrictions, max_body_bytes, statuses))
+    app.include_router(openai_realtime.router(server, restrictions, statuses))
     app.include_router(metrics.router(server.metrics.registry))
     for kind in (HTTPException, SlipwayError, Exception):
         app.add_exception_handler(kind, _describer(statuses))

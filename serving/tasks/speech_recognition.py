@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -44,6 +44,12 @@ HORIZON_S = 5.0
 Decode = Callable[[bytes, int], Array]
 
 
+class Resampler(Protocol):
+    """Brings a waveform to another rate while it comes in; see `serving.speech.audio`."""
+
+    def push(self, samples: Array, *, is_last: bool = False) -> Array: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording(Question):
     """A recording in pieces, a request for each."""
@@ -74,9 +80,15 @@ class SpeechRecognition:
         ] = ()
         hot_word_weight: Annotated[float, Field(gt=0, le=10)] = 1.5
 
-    def __init__(self, settings: RecognizerSettings, decode: Decode):
+    def __init__(
+        self,
+        settings: RecognizerSettings,
+        decode: Decode,
+        resampler: Callable[[int, int], Resampler] | None = None,
+    ):
         self.settings = settings
         self._decode = decode
+        self._resampler = resampler
         classes = len(settings.vocabulary)
         if settings.is_live:
             assert settings.chunk_samples is not None
@@ -101,7 +113,7 @@ class SpeechRecognition:
                 f"{directory.parent}: speech recognition needs the package {error.name!r}:"
                 f" {INSTALL_HINT}"
             ) from error
-        return cls(RecognizerSettings.load(directory), audio.decode)
+        return cls(RecognizerSettings.load(directory), audio.decode, audio.Resampler)
 
     def preprocess(self, payload: object, settings: SpeechRecognition.Parameters) -> Recording:
         """One recording: its bytes, or in JSON their base64."""
@@ -121,6 +133,11 @@ class SpeechRecognition:
             windows=[window for _, window in pieces],
             duration_s=len(waveform) / self.settings.sampling_rate,
         )
+
+    def resampler(self, from_hz: int) -> Resampler:
+        """For a live recording at another rate than the model's."""
+        assert self._resampler is not None
+        return self._resampler(from_hz, self.settings.sampling_rate)
 
     def transcriber(self, parameters: SpeechRecognition.Parameters) -> Transcriber:
         """What the answers for the pieces of a recording are given to, in order."""
