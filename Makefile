@@ -39,7 +39,7 @@ format: .venv/develop
 
 .venv/serve: .venv/bin/pip pyproject.toml constraints.txt
 	@echo "Installing what serving needs into .venv ..."
-	$(INSTALL) '.[cpu,client,text]'
+	$(INSTALL) '.[cpu,client,audio,text]'
 	@touch $@
 
 .venv/develop: .venv/bin/pip pyproject.toml constraints.txt

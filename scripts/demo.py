@@ -89,18 +89,19 @@ def ask(model: ModelVersion, http_port: int, grpc_port: int) -> Iterator[tuple[A
     for way, call in ways.items():
         first, answer = timed(call)
         median = statistics.median(timed(call)[0] for _ in range(REPEATS))
-        said, shown = told(answer[0])
+        said, shown = told(answer)
         yield name, way, shown, expected, first, median, said == expected
     http_connection.close()
     http_client.close()
     grpc_client.close()
 
 
-def told(answer: dict[str, Any]) -> tuple[str, str]:
-    """What a model answered, and how the table has it."""
-    if "label" in answer:
-        return answer["label"], f"{answer['label']} ({answer['score']:.3f})"
-    [text] = answer.values()
+def told(answer: Any) -> tuple[str, str]:
+    """What a model answered first or only, and how the table has it."""
+    first: dict[str, Any] = answer[0] if isinstance(answer, list) else answer
+    if "label" in first:
+        return first["label"], f"{first['label']} ({first['score']:.3f})"
+    text, *_ = first.values()
     return text, text
 
 

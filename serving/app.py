@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from time import monotonic
 
 import structlog
@@ -49,6 +50,9 @@ let go of the interpreter. Python's own choice is ten times that, longer than ma
 
 FLUSH_S = 1
 """Of the exit timeout, what the fronts get to tell those who still wait that they wait in vain."""
+
+MAX_WEBSOCKET_MESSAGE_BYTES = 1 << 20
+"""Of one message: half a minute of speech at once, more than anybody records before sending it."""
 
 log = structlog.get_logger(__name__)
 
@@ -220,7 +224,9 @@ class _App:
         config = uvicorn.Config(
             app,
             http=Connection,
-            ws="none",
+            ws="websockets-sansio" if find_spec("websockets") else "none",
+            ws_max_size=MAX_WEBSOCKET_MESSAGE_BYTES,
+            ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -47,6 +47,8 @@ class SlipwayError(Exception):
 
 class RequestError(SlipwayError):
     code = "invalid_argument"
+    field: str | None = None
+    """The field of the request that is meant, where a front has a place to say so."""
 
 
 class InvalidRequest(RequestError):

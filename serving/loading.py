@@ -20,6 +20,7 @@ from serving.scheduling.batch import BatchLayout
 from serving.scheduling.dynamic import DynamicScheduler
 from serving.scheduling.ensemble import EnsembleScheduler, check_members
 from serving.scheduling.meter import Meter
+from serving.scheduling.padding import PaddingRule
 from serving.scheduling.policy import BatchPolicy
 from serving.scheduling.sequence import SequenceScheduler
 from serving.scheduling.stepper import Stepper
@@ -142,6 +143,7 @@ def _scheduler(
     config: ModelConfig, engine: Engine, on_run: Callable[[Run], None]
 ) -> Scheduler | StreamScheduler:
     instances = config.instance_count
+    padding = PaddingRule.read(config)
     if config.decoupled:
         return StreamScheduler(
             cast(StreamingEngine, engine),
@@ -160,7 +162,7 @@ def _scheduler(
         )
     return DynamicScheduler(
         engine,
-        BatchPolicy(config.max_batch_size or 1, config.batching),
+        BatchPolicy(config.max_batch_size or 1, config.batching, padding),
         BatchLayout(config),
         instances=instances,
         on_run=on_run,

@@ -13,7 +13,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import __version__
 from serving.errors import SlipwayError
-from serving.fronts import metrics, task_api, v2_control, v2_generate, v2_http
+from serving.fronts import (
+    metrics,
+    openai,
+    openai_audio,
+    openai_realtime,
+    task_api,
+    v2_control,
+    v2_generate,
+    v2_http,
+)
 from serving.fronts.asgi import (
     HTTP_STATUS,
     TRITON_STATUS,
@@ -21,6 +30,7 @@ from serving.fronts.asgi import (
     describe,
     error_body,
 )
+from serving.fronts.asking import Asking
 from serving.fronts.restricted import Restrictions
 from serving.server import Server
 
@@ -50,12 +60,16 @@ def build_http(
     app.include_router(
         v2_generate.router(server, restrictions, max_body_bytes, statuses, strict=strict)
     )
+    asking = Asking(server)
+    app.include_router(openai.router(server, restrictions))
+    app.include_router(openai_audio.router(server, asking, restrictions, max_body_bytes, statuses))
+    app.include_router(openai_realtime.router(server, restrictions, statuses))
     app.include_router(metrics.router(server.metrics.registry))
     for kind in (HTTPException, SlipwayError, Exception):
         app.add_exception_handler(kind, _describer(statuses))
     _complete_documentation(app)
     infer = v2_http.InferRoute(server, max_body_bytes, restrictions, statuses)
-    task = task_api.TaskRoute(server, max_body_bytes, restrictions, statuses)
+    task = task_api.TaskRoute(server, asking, max_body_bytes, restrictions, statuses)
     return CancelOnDisconnect(_PredictFirst(infer, task, app))
 
 
@@ -84,7 +98,11 @@ def _describer(
     async def describer(request: Request, error: Exception) -> Response:
         status, message, headers = describe(error, statuses)
         extra = {key.decode(): value.decode() for key, value in headers}
-        return Response(error_body(message), status, extra, media_type="application/json")
+        if request.url.path.startswith(openai.PREFIX):
+            body = openai.openai_error(status, message, error)
+        else:
+            body = error_body(message)
+        return Response(body, status, extra, media_type="application/json")
 
     return describer
 

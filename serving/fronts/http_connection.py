@@ -14,6 +14,9 @@ MAX_HEAD_BYTES = 64 * 1024
 """Of a request line and its headers, and of trailers after a body: uvicorn keeps any number. What
 comes to its end within one read may be longer."""
 
+WEBSOCKET_PATH = b"/v1/realtime"
+"""Where an offer of a WebSocket is taken up."""
+
 _UPGRADES = frozenset({b"upgrade", b"http2-settings"})
 
 
@@ -45,6 +48,10 @@ class Connection(HttpToolsProtocol):
                 self.parser.feed_data(data)
                 data = b""
             except httptools.HttpParserUpgrade as upgrade:
+                if self._opens_websocket():
+                    self._stop_waiting()
+                    self.handle_websocket_upgrade()
+                    return
                 data = self._head_without_upgrade() + data[upgrade.args[0] :]
             except httptools.HttpParserError:
                 self._refuse(HTTPStatus.BAD_REQUEST, "the request is not HTTP")
@@ -66,7 +73,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._is_in_head = False
         self._bytes_to_no_end = 0
-        if not self.parser.should_upgrade():
+        if not self.parser.should_upgrade() or self._opens_websocket():
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -77,6 +84,9 @@ class Connection(HttpToolsProtocol):
         self._bytes_to_no_end = 0
         if not self.parser.should_upgrade():
             super().on_message_complete()
+
+    def _opens_websocket(self) -> bool:
+        return self.url.partition(b"?")[0] == WEBSOCKET_PATH and self._should_upgrade()
 
     def _head_without_upgrade(self) -> bytes:
         """The head that has come, without the offer and for a parser that has not seen it."""

@@ -5,8 +5,6 @@ Plain ASGI, ahead of FastAPI's router, whose dependencies and wrappers take half
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 from collections.abc import Mapping
 from time import monotonic
@@ -18,10 +16,10 @@ from starlette.types import Receive, Scope, Send
 
 from serving.errors import InvalidRequest, RequestError, Unsupported, shown
 from serving.fronts.asgi import JSON, Headers, check_post, describe, error_body, read_body, respond
+from serving.fronts.asking import Asking
 from serving.fronts.restricted import Restrictions
 from serving.server import Server
 from serving.tasks import Task
-from serving.types import InferRequest
 
 _TARGET = re.compile(r"/models/([^/]+)")
 
@@ -30,7 +28,7 @@ OPERATION: Mapping[str, Any] = {
     "summary": "Predict",
     "description": (
         "Ask a model in its task's own terms. The body is the input itself, such as the bytes of a"
-        " picture; or JSON with the input in base64 and settings:"
+        " picture or of a recording; or JSON with the input in base64 and settings:"
         ' `{"inputs": "…", "parameters": {"top_k": 3}}`.'
     ),
     "requestBody": {
@@ -65,16 +63,16 @@ class TaskRoute:
     def __init__(
         self,
         server: Server,
+        asking: Asking,
         max_body_bytes: int,
         restrictions: Restrictions,
         statuses: Mapping[str, int],
     ):
         self._server = server
+        self._asking = asking
         self._max_body_bytes = max_body_bytes
         self._restrictions = restrictions
         self._statuses = statuses
-        # A large picture takes a hundred megabytes while it is decoded, so only so many at a time.
-        self._decoding = asyncio.Semaphore(os.cpu_count() or 1)
 
     @staticmethod
     def match(scope: Scope) -> tuple[str] | None:
@@ -105,19 +103,11 @@ class TaskRoute:
             received = monotonic()
             content_type = asked.get(b"content-type", b"").decode("latin-1")
             payload, settings = _open_envelope(content_type, body, task)
-            if task.takes_long:
-                async with self._decoding:
-                    question = await asyncio.to_thread(task.preprocess, payload, settings)
-            else:
-                question = task.preprocess(payload, settings)
+            question = await self._asking.prepare(task, payload, settings)
         except RequestError:
             self._server.note_invalid(name)
             raise
-        # Of no version: the one that the task came from may have been replaced meanwhile.
-        call = InferRequest(name, question.tensors, parameters=question.parameters)
-        call.stamps.received = received
-        response = await self._server.infer(call)
-        return task.postprocess(response.outputs, question)
+        return await self._asking.answer(name, task, question, received)
 
 
 def _open_envelope(content_type: str, body: bytes, task: Task) -> tuple[object, BaseModel]:

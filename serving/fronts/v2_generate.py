@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import orjson
 from fastapi import APIRouter, Request, Response
-from starlette.responses import JSONResponse, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import JSONResponse
 
 from serving.errors import InvalidRequest, Malformed, RequestError, shown
 from serving.fronts.asgi import describe, error_body, read_body
+from serving.fronts.events import EventStream, event
 from serving.fronts.json_body import field, parse_object
 from serving.fronts.restricted import Restrictions
 from serving.fronts.v2_call import request_parameters
@@ -82,7 +82,7 @@ def router(
         responses = server.stream(call)
         # The status is that of the first response, so it must be there before anything is sent.
         first = await anext(responses, None)
-        return _EventStream(_events(first, responses, statuses))
+        return EventStream(_events(first, responses, statuses))
 
     return routes
 
@@ -165,27 +165,11 @@ async def _events(
     async with aclosing(responses):
         try:
             if first is not None:
-                yield _event(render_generate(first))
+                yield event(render_generate(first))
             async for response in responses:
-                yield _event(render_generate(response))
+                yield event(render_generate(response))
         except asyncio.CancelledError:
-            yield _event(error_body("the server stopped before it had finished"))
+            yield event(error_body("the server stopped before it had finished"))
         except Exception as error:
             _, message, _ = describe(error, statuses)
-            yield _event(error_body(message))
-
-
-def _event(document: bytes) -> bytes:
-    return b"data: " + document + b"\n\n"
-
-
-class _EventStream(StreamingResponse):
-    """Leaves it to `CancelOnDisconnect` to watch the caller, and ends the work when that is due."""
-
-    def __init__(self, events: AsyncGenerator[bytes, None]):
-        super().__init__(events, media_type="text/event-stream")
-        self._events = events
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events):
-            await self.stream_response(send)
+            yield event(error_body(message))

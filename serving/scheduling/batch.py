@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,13 @@ from serving.errors import InferenceFailed, InvalidRequest, ModelLoadError
 from serving.types import DYNAMIC, NUMPY_TYPES, Array, Tensors, TensorSpec
 
 Shape = tuple[int, ...]
+
+
+class _Source(NamedTuple):
+    """The input whose lengths an output has, divided by `stride` and rounded up."""
+
+    name: str
+    stride: int = 1
 
 
 class BatchLayout:
@@ -36,7 +44,8 @@ class BatchLayout:
     gets the length that the request's own input has. A dimension of another length stays.
     Where that guess is wrong, the parameter `unpad` says which outputs follow which input, for
     example `logits=tokens, hidden=tokens`. Then those outputs must have the padded length, and
-    all others are left as they are.
+    all others are left as they are. An output may be shorter by a whole number, as the frames of
+    a waveform are: with `logits=waveform/640` there is one for every 640 samples or part of them.
 
     The policy sees to it that padding does not make a batch much larger than its requests.
 
@@ -58,7 +67,7 @@ class BatchLayout:
         self._scattered = {output.name: output.source for output in config.batch_outputs}
         self._concatenates = bool(config.batch_inputs or config.batch_outputs)
         self._pads: Mapping[str, Array] = {}
-        self._followed: Mapping[str, str] = {}
+        self._followed: Mapping[str, _Source] = {}
         self._must_follow = "unpad" in config.parameters
         if self._ragged and self._batches and not self._concatenates:
             self._pads = {spec.name: _pad_value(config, spec) for spec in self._ragged}
@@ -132,7 +141,7 @@ class BatchLayout:
                 pieces = self._scatter(name, tensor, seen)
             else:
                 pieces = _cut(name, tensor, rows) if self._batches else [tensor]
-                if name in self._followed and self._followed[name] in seen[0]:
+                if name in self._followed and self._followed[name].name in seen[0]:
                     pieces = self._unpadded(name, pieces, seen)
             for part, piece in zip(parts, pieces, strict=True):
                 part[name] = self._as_callers_see(name, piece)
@@ -240,7 +249,7 @@ class BatchLayout:
     def _unpadded(
         self, name: str, pieces: Sequence[Array], inputs: Sequence[Tensors]
     ) -> list[Array]:
-        source = self._followed[name]
+        source, stride = self._followed[name]
         sources = [part[source] for part in inputs]
         longest = _longest(sources)
         pairs = list(zip(self._dynamic(name), self._dynamic(source), strict=False))
@@ -248,12 +257,13 @@ class BatchLayout:
         for piece, own in zip(pieces, sources, strict=True):
             ends: list[int | None] = [None] * piece.ndim
             for axis, source_axis in pairs:
-                if axis < piece.ndim and piece.shape[axis] == longest[source_axis]:
-                    ends[axis] = own.shape[source_axis]
+                padded = math.ceil(longest[source_axis] / stride)
+                if axis < piece.ndim and piece.shape[axis] == padded:
+                    ends[axis] = math.ceil(own.shape[source_axis] / stride)
                 elif self._must_follow:
                     raise InferenceFailed(
                         f"output {name!r} has shape {list(piece.shape)} where the padded"
-                        f" {source!r} has {longest[source_axis]} for dimension {axis}"
+                        f" {source!r} asks for {padded} in dimension {axis}"
                     )
             cut.append(piece[tuple(slice(end) for end in ends)])
         return cut
@@ -263,21 +273,29 @@ class BatchLayout:
         shape = self._models[name]
         return [axis for axis in range(int(self._batches), len(shape)) if shape[axis] == DYNAMIC]
 
-    def _read_unpad(self, config: ModelConfig) -> Mapping[str, str]:
-        """Output name -> the input whose lengths it has."""
+    def _read_unpad(self, config: ModelConfig) -> Mapping[str, _Source]:
+        """By the names of outputs."""
         ragged = [spec.name for spec in self._ragged]
         text = config.parameters.get("unpad")
         if text is None:
-            return {spec.name: ragged[0] for spec in config.outputs}
+            return {spec.name: _Source(ragged[0]) for spec in config.outputs}
         followed = {}
         for pair in text.split(",") if text.strip() else []:
             output, _, source = (word.strip() for word in pair.partition("="))
-            if source not in ragged or output not in {spec.name for spec in config.outputs}:
+            stride = 1
+            if source not in ragged:
+                source, _, digits = (word.strip() for word in source.rpartition("/"))
+                stride = int(digits) if digits.isdecimal() else 0
+            if (
+                source not in ragged
+                or output not in {spec.name for spec in config.outputs}
+                or stride < 1
+            ):
                 raise ModelLoadError(
                     f"model {config.name!r}: parameters unpad must be like 'output=ragged input,"
-                    f" …', got {text!r}"
+                    f" output=ragged input/640, …', got {text!r}"
                 )
-            followed[output] = source
+            followed[output] = _Source(source, stride)
         return followed
 
 

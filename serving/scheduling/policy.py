@@ -7,6 +7,7 @@ The rules are those of Triton's dynamic batcher. A batch is taken when an instan
 - the oldest member has waited for `max_queue_delay`.
 
 Requests of one priority level start in the order in which they came; a lower number goes first.
+Where a `PaddingRule` says so, a request of another length is passed over, but never the oldest.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from dataclasses import dataclass
 from typing import Generic
 
 from serving.config import Batching
-from serving.scheduling.padding import Padding
+from serving.scheduling.padding import ORDINARY, Padding, PaddingRule
 from serving.scheduling.waiting import T, Waiting
+
+LOOK_AHEAD = 256
+"""Requests that may be passed over in the search for others of like length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +41,10 @@ class BatchPolicy(Generic[T]):
     `batching` every request runs alone.
     """
 
-    def __init__(self, max_rows: int, batching: Batching | None):
+    def __init__(self, max_rows: int, batching: Batching | None, padding: PaddingRule = ORDINARY):
         self._merges = batching is not None
         self._max_rows = max_rows
+        self._padding = padding
         self._rules = batching or Batching()
         self._preferred = frozenset(self._rules.preferred_batch_sizes)
         self._waiting = Waiting[T](self._rules)
@@ -69,10 +74,10 @@ class BatchPolicy(Generic[T]):
     def _form(self, now: float) -> tuple[list[T], float]:
         """The batch to run now, or none and the time at which there will be one."""
         batch: list[T] = []
-        rows = preferred = 0
+        rows = preferred = passed_over = 0
         oldest = math.inf
         complete = False
-        padding = Padding()
+        padding = Padding(self._padding)
         for ticket in self._waiting:
             joins = not batch or (
                 self._merges
@@ -81,6 +86,9 @@ class BatchPolicy(Generic[T]):
             )
             shapes = ticket.padded_shapes
             if not joins or (shapes and not padding.takes(ticket.rows, shapes)):
+                if joins and self._padding.passes_over and passed_over < LOOK_AHEAD:
+                    passed_over += 1
+                    continue
                 complete = True
                 break
             batch.append(ticket)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -14,6 +14,7 @@ from serving.errors import ModelLoadError
 from serving.types import Parameter, Tensors, TensorSpec
 
 TASKS = {
+    "automatic-speech-recognition": "serving.tasks.speech_recognition:SpeechRecognition.load",
     "image_classification": "serving.tasks.image_classification:ImageClassification.load",
     "text_generation": "serving.tasks.text_generation:TextGeneration.load",
     "translation": "serving.tasks.translation:Translation.load",
@@ -24,25 +25,40 @@ TASKS = {
 class Question:
     """What a caller sent, as a model is asked it: a batch, and the request's parameters.
 
-    `settings` are those of the task's `Parameters` that came along.
+    `settings` are those of the task's `Parameters` that came along. What is too long for one
+    request has `further` ones after `tensors`, in a sequence if the model must remember what was
+    before.
     """
 
     settings: Any
     tensors: Tensors
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    further: Sequence[Tensors] = ()
+    in_sequence: bool = False
 
 
 class Task(Protocol):
     """One kind of question that people ask a model, in the schema of Hugging Face Inference."""
 
-    Parameters: type[BaseModel]
-    """The settings that a caller may send along; unknown ones are refused, or the model's."""
+    @property
+    def Parameters(self) -> type[BaseModel]:
+        """The settings that a caller may send along; unknown ones are refused, or the model's."""
+        ...
 
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    """The tensors by which it speaks to a model."""
-    takes_long: bool
-    """Whether `preprocess` is to be called in a thread."""
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors by which it speaks to a model."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors by which the model answers."""
+        ...
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether `preprocess` is to be called in a thread."""
+        ...
 
     def preprocess(self, payload: object, settings: Any) -> Question:
         """From what the caller sent: the bytes of a body, or `inputs` of a JSON body.
@@ -53,6 +69,15 @@ class Task(Protocol):
 
     def postprocess(self, outputs: Tensors, question: Question) -> Any:
         """From the model's answer to what is sent back as JSON."""
+        ...
+
+
+@runtime_checkable
+class LongTask(Task, Protocol):
+    """A task whose questions may take several requests, and whose answers take long to read."""
+
+    def conclude(self, parts: Sequence[Tensors], question: Question) -> Any:
+        """From the answers to all requests, in order, to what is sent back. Call it in a thread."""
         ...
 
 

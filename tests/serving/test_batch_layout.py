@@ -14,9 +14,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.grpc import model_config_pb2
 
-from serving.config import BatchInput, BatchInputKind, BatchOutput, ModelConfig, VersionPolicy
+from serving.config import (
+    BatchInput,
+    BatchInputKind,
+    BatchOutput,
+    ModelConfig,
+    VersionPolicy,
+)
 from serving.errors import InferenceFailed, InvalidRequest, ModelLoadError
 from serving.scheduling.batch import BatchLayout
+from serving.scheduling.padding import ORDINARY, PaddingRule
 from serving.types import NUMPY_TYPES, Array, Tensors, TensorSpec
 
 Shape = tuple[int, ...]
@@ -209,6 +216,15 @@ def test_unpad_says_which_outputs_follow() -> None:
         explicit.split({"logits": numbers(2, 9, 2)}, parts, [1, 1])
 
 
+def test_an_output_may_have_one_element_for_several_of_its_input() -> None:
+    explicit = padded(unpad="logits=tokens/3")
+    parts = [sentence(1, 7), sentence(1, 10), sentence(1, 1)]
+    pieces = explicit.split({"logits": numbers(3, 4, 2)}, parts, [1, 1, 1])
+    assert [piece["logits"].shape for piece in pieces] == [(1, 3, 2), (1, 4, 2), (1, 1, 2)]
+    with pytest.raises(InferenceFailed, match="'tokens' asks for 4 in dimension 1"):
+        explicit.split({"logits": numbers(3, 3, 2)}, parts, [1, 1, 1])
+
+
 def test_strings_are_padded_with_empty_ones() -> None:
     texts = layout(spec("x", (-1, -1), "BYTES"), ragged=frozenset("x"))
     parts = [{"x": words([b"a\0"])}, {"x": words([b"", b"b"], [b"c", b"\0"])}]
@@ -243,11 +259,39 @@ def test_pad_values_of_every_kind(datatype: str, text: str, value: object) -> No
         ({"pad_value__mask": "-1"}, "parameters pad_value.mask must"),
         ({"unpad": "logits=pooled"}, "parameters unpad must be"),
         ({"unpad": "tokens"}, "parameters unpad must be"),
+        ({"unpad": "logits=tokens/0"}, "parameters unpad must be"),
+        ({"unpad": "logits=tokens/many"}, "parameters unpad must be"),
     ],
 )
 def test_parameters_that_make_no_sense(parameters: dict[str, str], message: str) -> None:
     with pytest.raises(ModelLoadError, match=message):
         padded(**parameters)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "ragged", "message"),
+    [
+        ("1", "x", "max_padding must be a share from 0 to below 1, got '1'"),
+        ("much", "x", "max_padding must be a share from 0 to below 1, got 'much'"),
+        ("0.25", "", "max_padding needs an input with allow_ragged_batch"),
+    ],
+)
+def test_a_share_of_padding_that_makes_no_sense(parameter: str, ragged: str, message: str) -> None:
+    wrong = config(
+        spec("x", (-1, -1)),
+        ragged=frozenset(ragged),
+        parameters={"max_padding": parameter},
+    )
+    with pytest.raises(ModelLoadError, match=message):
+        PaddingRule.read(wrong)
+
+
+def test_a_share_of_padding() -> None:
+    x = spec("x", (-1, -1))
+    assert PaddingRule.read(config(x)) == ORDINARY
+    parameters = {"max_padding": "0.25"}
+    rule = PaddingRule.read(config(x, ragged=frozenset("x"), parameters=parameters))
+    assert rule == PaddingRule(4 / 3, 0, passes_over=True)
 
 
 # Ragged, concatenated

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from serving.config import Batching, QueuePolicy, TimeoutAction
 from serving.errors import Overloaded
 from serving.scheduling.deadlines import Deadlines
+from serving.scheduling.padding import PaddingRule
 from serving.scheduling.policy import BatchPolicy
 from serving.scheduling.waiting import Ticket
 
@@ -26,6 +27,38 @@ def add(policy: BatchPolicy[Ticket], now: float, *rows: int, **wishes: object) -
 
 def rows(batch: list[Ticket]) -> list[int]:
     return [ticket.rows for ticket in batch]
+
+
+def sized(lengths: list[int]) -> list[Ticket]:
+    return [Ticket(rows=1, padded_shapes=((length,),)) for length in lengths]
+
+
+def lengths(batch: list[Ticket]) -> list[int]:
+    return [ticket.padded_shapes[0][0] for ticket in batch]
+
+
+def test_requests_of_other_lengths_are_passed_over_but_not_the_oldest() -> None:
+    rule = PaddingRule(max_growth=4 / 3, always_fine=0, passes_over=True)
+    batches: BatchPolicy[Ticket] = BatchPolicy(3, Batching(), rule)
+    for ticket in sized([10, 90, 9, 80, 10, 10]):
+        batches.add(ticket, 0.0)
+    taken = [lengths(batches.decide(0.0, instance_is_free=True).batch) for _ in range(4)]
+    assert taken == [[10, 9, 10], [90, 80], [10], []]
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=60), st.integers(1, 16))
+def test_padding_stays_within_its_share(sizes: list[int], max_rows: int) -> None:
+    rule = PaddingRule(max_growth=4 / 3, always_fine=0, passes_over=True)
+    batches: BatchPolicy[Ticket] = BatchPolicy(max_rows, Batching(), rule)
+    waiting = sized(sizes)
+    for ticket in waiting:
+        batches.add(ticket, 0.0)
+    while waiting:
+        batch = batches.decide(0.0, instance_is_free=True).batch
+        assert batch[0] is waiting[0]
+        assert sum(lengths(batch)) >= 0.75 * len(batch) * max(lengths(batch)) - 1e-9
+        waiting = [ticket for ticket in waiting if ticket not in batch]
+    assert len(batches) == 0
 
 
 def test_without_delay_whatever_waits_runs_at_once() -> None:

@@ -1,0 +1,303 @@
+"""POST /v1/audio/transcriptions: speech recognition as OpenAI's clients ask for it.
+
+Of what they may send, `temperature` and `chunking_strategy` have no effect: the models here do not
+draw at random, and every long recording is windowed. The words of `prompt` are hot words, and so
+are the words and phrases of `keywords`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from math import ceil
+from time import monotonic
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field, ValidationError
+
+from serving.errors import InvalidRequest, RequestError, shown
+from serving.fronts.asgi import describe, read_body
+from serving.fronts.asking import Asking
+from serving.fronts.events import EventStream, event
+from serving.fronts.form import Form, parse_form
+from serving.fronts.openai import TAG, openai_error
+from serving.fronts.restricted import Restrictions
+from serving.fronts.subtitles import srt, vtt
+from serving.fronts.v2_control import allowed
+from serving.server import Server
+from serving.speech.transcriber import Transcriber
+from serving.speech.transcript import Transcript, Word
+from serving.tasks.speech_recognition import Recording, SpeechRecognition, frames_of
+from serving.types import Tensors
+
+_UNDETERMINED = "und"
+"""What ISO 639 calls a language that nobody told."""
+
+_BODY: Mapping[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "model"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "model": {"type": "string"},
+                        "language": {"type": "string"},
+                        "prompt": {"type": "string"},
+                        "response_format": {
+                            "enum": ["json", "text", "srt", "verbose_json", "vtt"],
+                        },
+                        "timestamp_granularities[]": {
+                            "type": "array",
+                            "items": {"enum": ["word", "segment"]},
+                        },
+                        "stream": {"type": "boolean"},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+class _Wishes(BaseModel, extra="forbid", frozen=True):
+    """The fields of the form, without the file."""
+
+    model: str
+    language: str | None = None
+    prompt: Annotated[str, Field(max_length=10_000)] = ""
+    keywords: tuple[str, ...] = ()
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    timestamp_granularities: tuple[Literal["word", "segment"], ...] = ()
+    stream: bool = False
+    # Without effect.
+    temperature: Annotated[float, Field(ge=0, le=1)] = 0
+    chunking_strategy: Literal["auto"] | None = None
+
+
+def router(
+    server: Server,
+    asking: Asking,
+    restrictions: Restrictions,
+    max_body_bytes: int,
+    statuses: Mapping[str, int],
+) -> APIRouter:
+    """POST /v1/audio/transcriptions"""
+    routes = APIRouter(tags=[TAG], dependencies=[allowed(restrictions, "inference")])
+
+    @routes.post("/v1/audio/transcriptions", openapi_extra=dict(_BODY))
+    async def transcribe(request: Request) -> Response:
+        """Transcribe a recording, as OpenAI's clients ask for it.
+
+        The words of `prompt` and the phrases of `keywords` are preferred where the recording is in
+        doubt. `temperature` has no effect. With `stream`, the text comes window by window.
+        """
+        name = ""
+        try:
+            body = await read_body(request.receive, max_body_bytes)
+            received = monotonic()
+            content_type = request.headers.get("content-type", "")
+            form = await asyncio.to_thread(parse_form, content_type, body)
+            wishes = _wishes(form)
+            name = wishes.model
+            task = _recogniser(server, name)
+            _check_language(wishes, task)
+            recording = await _prepared(asking, task, form, wishes)
+        except RequestError:
+            if name:
+                server.note_invalid(name)
+            raise
+        outputs = asking.outputs(name, recording, received)
+        if wishes.stream:
+            events = _events(outputs, task, recording, statuses)
+            # The status is that of the first event, so it must be there before anything is sent.
+            return EventStream(_after(await anext(events), events))
+        transcriber = task.transcriber(recording.settings)
+        async with aclosing(_pushed(transcriber, recording, outputs)) as pushed:
+            async for _ in pushed:
+                pass
+        render = _FORMATS[wishes.response_format]
+        return render(transcriber.transcript(recording.duration_s), wishes, task)
+
+    return routes
+
+
+def _wishes(form: Form) -> _Wishes:
+    several = ("keywords", "timestamp_granularities")
+    values = {name: given if name in several else given[-1] for name, given in form.fields.items()}
+    try:
+        wishes = _Wishes.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        raise _about(field, f"{first['msg']}, got {shown(values.get(field))}") from None
+    if wishes.timestamp_granularities and wishes.response_format != "verbose_json":
+        raise _about("timestamp_granularities", "expected response_format 'verbose_json' with it")
+    if wishes.stream and wishes.response_format not in ("json", "text"):
+        raise _about(
+            "stream",
+            f"expected response_format 'json' or 'text' with it, got {wishes.response_format!r}",
+        )
+    return wishes
+
+
+def _recogniser(server: Server, name: str) -> SpeechRecognition:
+    try:
+        task = server.model(name).task
+    except RequestError as error:
+        error.field = "model"
+        raise
+    if not isinstance(task, SpeechRecognition):
+        raise _about("model", f"expected a model that recognises speech, got {shown(name)}")
+    return task
+
+
+def _check_language(wishes: _Wishes, task: SpeechRecognition) -> None:
+    known = task.settings.language
+    if known and wishes.language and wishes.language.partition("-")[0].lower() != known:
+        raise _about("language", f"expected {known!r}, got {shown(wishes.language)}")
+
+
+async def _prepared(
+    asking: Asking, task: SpeechRecognition, form: Form, wishes: _Wishes
+) -> Recording:
+    if "file" not in form.files:
+        raise _about("file", "expected a file with the bytes of a recording, got none")
+    hot_words = list(dict.fromkeys([*wishes.keywords, *wishes.prompt.split()]))
+    try:
+        settings = task.Parameters.model_validate({"hot_words": hot_words})
+    except ValidationError as error:
+        field = "keywords" if wishes.keywords else "prompt"
+        raise _about(field, error.errors()[0]["msg"]) from None
+    try:
+        recording = await asking.prepare(task, form.files["file"], settings)
+    except RequestError as error:
+        error.field = "file"
+        raise
+    assert isinstance(recording, Recording)
+    return recording
+
+
+def _about(field: str, message: str) -> InvalidRequest:
+    error = InvalidRequest(f"{field}: {message}")
+    error.field = field
+    return error
+
+
+async def _pushed(
+    transcriber: Transcriber, recording: Recording, outputs: AsyncGenerator[Tensors]
+) -> AsyncGenerator[None]:
+    """Gives a transcriber a recording's pieces; yields after each."""
+    async with aclosing(outputs):
+        for window in recording.windows:
+            frames = frames_of(await anext(outputs))
+            await asyncio.to_thread(transcriber.push, frames, window)
+            yield
+
+
+async def _events(
+    outputs: AsyncGenerator[Tensors],
+    task: SpeechRecognition,
+    recording: Recording,
+    statuses: Mapping[str, int],
+) -> AsyncGenerator[bytes, None]:
+    """What each piece adds to the text, then the whole; one that tells of an error is the last.
+
+    Raises what goes wrong before the first event.
+    """
+    transcriber = task.transcriber(recording.settings)
+    begun = False
+    async with aclosing(_pushed(transcriber, recording, outputs)) as pushed:
+        try:
+            async for _ in pushed:
+                if news := transcriber.news():
+                    begun = True
+                    yield _delta(news)
+            if news := transcriber.news(final=True):
+                yield _delta(news)
+            text = transcriber.transcript(recording.duration_s).text
+            yield event(orjson.dumps({"type": "transcript.text.done", "text": text}))
+            yield event(b"[DONE]")
+        except Exception as error:
+            if not begun:
+                raise
+            status, message, _ = describe(error, statuses)
+            yield event(openai_error(status, message, error))
+
+
+def _delta(text: str) -> bytes:
+    return event(orjson.dumps({"type": "transcript.text.delta", "delta": text}))
+
+
+async def _after(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        yield first
+        async for following in events:
+            yield following
+
+
+def _json(transcript: Transcript, wishes: _Wishes, task: SpeechRecognition) -> Response:
+    return _document({"text": transcript.text, "usage": _usage(transcript)})
+
+
+def _verbose_json(transcript: Transcript, wishes: _Wishes, task: SpeechRecognition) -> Response:
+    document = {
+        "task": "transcribe",
+        "language": wishes.language or task.settings.language or _UNDETERMINED,
+        "duration": round(transcript.duration_s, 3),
+        "text": transcript.text,
+        "usage": _usage(transcript),
+    }
+    granularities = wishes.timestamp_granularities or ("segment",)
+    if "segment" in granularities:
+        document["segments"] = [
+            _segment(number, words) for number, words in enumerate(transcript.segments())
+        ]
+    if "word" in granularities:
+        document["words"] = [
+            {"word": word.text, "start": round(word.start_s, 3), "end": round(word.end_s, 3)}
+            for word in transcript.words
+        ]
+    return _document(document)
+
+
+def _segment(number: int, words: tuple[Word, ...]) -> dict[str, Any]:
+    text = " ".join(word.text for word in words)
+    tokens = [token for word in words for token in word.tokens]
+    encoded = text.encode()
+    return {
+        "id": number,
+        "seek": 0,
+        "start": round(words[0].start_s, 3),
+        "end": round(words[-1].end_s, 3),
+        "text": text,
+        "tokens": [token.id for token in tokens],
+        "temperature": 0.0,
+        "avg_logprob": sum(token.log_prob for token in tokens) / len(tokens),
+        "compression_ratio": len(encoded) / len(zlib.compress(encoded)),
+        # There are segments only where something is said.
+        "no_speech_prob": 0.0,
+    }
+
+
+def _usage(transcript: Transcript) -> dict[str, Any]:
+    return {"type": "duration", "seconds": ceil(transcript.duration_s)}
+
+
+def _document(document: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(document), media_type="application/json")
+
+
+_FORMATS: Mapping[str, Callable[[Transcript, _Wishes, SpeechRecognition], Response]] = {
+    "json": _json,
+    "verbose_json": _verbose_json,
+    "text": lambda transcript, *_: Response(transcript.text + "\n", media_type="text/plain"),
+    "srt": lambda transcript, *_: Response(srt(transcript), media_type="application/x-subrip"),
+    "vtt": lambda transcript, *_: Response(vtt(transcript), media_type="text/vtt"),
+}

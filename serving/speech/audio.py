@@ -1,0 +1,180 @@
+"""From the bytes of a recording to one waveform: decoded, mixed down, resampled.
+
+libsndfile decodes and soxr resamples, both in blocks, so that what a file says of itself never
+decides how much memory it takes.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from serving.errors import InvalidRequest, TooLarge
+
+Waveform = npt.NDArray[np.float32]
+"""One channel, [samples], -1 to 1."""
+
+MAX_MINUTES = 30
+MAX_CHANNELS = 8
+MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
+MIN_MS = 10
+"""Less is nearly always a mistake, and nothing can be heard in it."""
+
+EXPECTED = "expected the bytes of a WAV, FLAC, OGG or MP3 file"
+
+_BLOCK = 1 << 16
+_UNKNOWN = (1 << 63) - 1
+"""The number of samples of a file that does not tell it, such as one written into a pipe."""
+_WITHOUT_END = (0xFFFFFFFF, 0x7FFFF000)
+"""Sizes by which ffmpeg and sox say that they did not know the size of what was to come."""
+_HEAD = 1 << 13
+"""Where the first frame of an MP3 file is looked for."""
+
+
+def decode(body: bytes, rate_hz: int) -> Waveform:
+    """The waveform at `rate_hz`: the mean of all channels, with values beyond ±1 clipped.
+
+    Raises `InvalidRequest` for what is no whole recording, `TooLarge` for what is too long.
+    """
+    if not body:
+        raise InvalidRequest(f"the recording is empty; {EXPECTED}")
+    if not _is_known(body):
+        raise InvalidRequest(f"the recording is of no known format; {EXPECTED}")
+    _check_wav(body)
+    _check_ogg(body)
+    try:
+        with _Stream(io.BytesIO(body)) as stream:
+            _check_header(stream)
+            waveform, decoded = _read(stream, rate_hz)
+            claimed = stream.frames if _tells_length(body) else 0
+            rate = stream.samplerate
+    except soundfile.LibsndfileError:
+        raise InvalidRequest(
+            f"the recording is damaged, cut short, or of a kind that cannot be decoded; {EXPECTED}"
+        ) from None
+    if decoded < claimed != _UNKNOWN:
+        raise InvalidRequest(
+            f"the recording is damaged or cut short: its header says {claimed / rate:.2f} s,"
+            f" and {decoded / rate:.2f} s are there"
+        )
+    if len(waveform) * 1000 < MIN_MS * rate_hz:
+        raise InvalidRequest(
+            f"the recording has {decoded / rate * 1000:.1f} ms; expected at least {MIN_MS}"
+        )
+    return np.clip(waveform, -1, 1)
+
+
+class Resampler:
+    """Brings one waveform to another rate while it comes in. It keeps back some milliseconds."""
+
+    def __init__(self, from_hz: int, to_hz: int):
+        self._stream = None
+        if from_hz != to_hz:
+            self._stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="HQ")
+
+    def push(self, samples: Waveform, *, is_last: bool = False) -> Waveform:
+        if self._stream is None:
+            return samples
+        resampled: Waveform = self._stream.resample_chunk(samples, last=is_last)
+        return resampled
+
+
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # it has no type information
+    """Read from its beginning to its end only.
+
+    A file that can be sought is positioned anew after every read, which costs time, and fails
+    where the length is unknown.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _is_known(body: bytes) -> bool:
+    """libsndfile reads two dozen formats; those that nobody records in are not let near it."""
+    is_wav = body[:4] in (b"RIFF", b"RF64") and body[8:12] == b"WAVE"
+    is_mp3 = body[:3] == b"ID3" or (body[0] == 0xFF and body[1:2] >= b"\xe0")
+    return is_wav or is_mp3 or body[:4] in (b"fLaC", b"OggS")
+
+
+def _check_wav(body: bytes) -> None:
+    """Compare what a WAV file says with what there is, for libsndfile corrects it in silence."""
+    if body[8:12] != b"WAVE":
+        return
+    at = 12
+    while at + 8 <= len(body):
+        name, size = struct.unpack_from("<4sI", body, at)
+        there = len(body) - at - 8
+        if name == b"data":
+            if there < size and size not in _WITHOUT_END:
+                raise InvalidRequest(
+                    f"the recording is cut short: its header says {size} bytes of samples, and"
+                    f" {there} are there"
+                )
+            return
+        at += 8 + size + size % 2
+
+
+def _check_ogg(body: bytes) -> None:
+    """Look whether the last page of an OGG file says that it is the last (RFC 3533, section 6)."""
+    if body[:4] != b"OggS":
+        return
+    at = body.rfind(b"OggS")
+    count = body[at + 26 : at + 27]
+    size = 27 + sum(count) + sum(body[at + 27 : at + 27 + sum(count)])
+    if at + size > len(body) or not body[at + 5] & 4:
+        raise InvalidRequest("the recording is cut short: its last page is not there")
+
+
+def _check_header(stream: soundfile.SoundFile) -> None:
+    if not 1 <= stream.channels <= MAX_CHANNELS:
+        raise InvalidRequest(
+            f"the recording has {stream.channels} channels; expected 1 to {MAX_CHANNELS}"
+        )
+    if not MIN_RATE_HZ <= stream.samplerate <= MAX_RATE_HZ:
+        raise InvalidRequest(
+            f"the recording has {stream.samplerate} samples a second;"
+            f" expected {MIN_RATE_HZ} to {MAX_RATE_HZ}"
+        )
+    if stream.frames != _UNKNOWN:
+        _check_length(stream, stream.frames)
+
+
+def _check_length(stream: soundfile.SoundFile, frames: int) -> None:
+    if frames > MAX_MINUTES * 60 * stream.samplerate:
+        raise TooLarge(
+            f"the recording has {frames / stream.samplerate:.0f} s or more; the limit is"
+            f" {MAX_MINUTES} minutes"
+        )
+
+
+def _tells_length(body: bytes) -> bool:
+    """Whether a file's length is told and not guessed, as of an MP3 file without the right tag."""
+    is_mp3 = body[:3] == b"ID3" or body[0] == 0xFF
+    return not is_mp3 or b"Xing" in body[:_HEAD] or b"Info" in body[:_HEAD]
+
+
+def _read(stream: soundfile.SoundFile, rate_hz: int) -> tuple[Waveform, int]:
+    """All samples at the new rate, and how many there were at the old one."""
+    resampler = Resampler(stream.samplerate, rate_hz)
+    blocks = []
+    decoded = 0
+    while True:
+        block = stream.read(_BLOCK, dtype="float32", always_2d=True)
+        if not np.isfinite(block).all():
+            first = decoded + int(np.argmin(np.isfinite(block).all(axis=1)))
+            raise InvalidRequest(
+                f"sample {first} of the recording is not a finite number; expected -1 to 1"
+            )
+        decoded += len(block)
+        _check_length(stream, decoded)
+        is_last = len(block) < _BLOCK
+        mono = np.clip(block, -1, 1).mean(axis=1)
+        blocks.append(resampler.push(mono, is_last=is_last))
+        if is_last:
+            return np.concatenate(blocks), decoded

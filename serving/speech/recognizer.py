@@ -1,0 +1,102 @@
+"""recognizer.json of a version directory: the facts of a model that recognises speech."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from serving.errors import ModelLoadError, shown
+
+RECOGNIZER_FILE = "recognizer.json"
+
+
+class RecognizerSettings(BaseModel, frozen=True, extra="forbid", strict=True):
+    """Of a model that gives log-probabilities of the `vocabulary` for every frame of a waveform.
+
+    It hears whole recordings ("ctc"), up to `max_seconds` of them at once, or live ones
+    ("ctc-live"), chunk after chunk. A text is what its tokens are when they are written one after
+    another, so a space is a token or part of one. `language` is that of the texts, in ISO 639-1.
+    """
+
+    type: Literal["ctc", "ctc-live"]
+    sampling_rate: Annotated[int, Field(ge=4000, le=192_000)]
+    samples_per_frame: PositiveInt
+    blank: Annotated[int, Field(ge=0)]
+    vocabulary: tuple[str, ...]
+    language: str | None = None
+
+    # Of whole recordings: two windows of a longer one have `overlap_seconds` in common.
+    max_seconds: PositiveFloat | None = None
+    overlap_seconds: NonNegativeFloat | None = None
+
+    # Of live ones: a frame comes out so many frames after its samples went in.
+    chunk_samples: PositiveInt | None = None
+    delay_frames: NonNegativeInt = 0
+
+    @classmethod
+    def load(cls, directory: Path) -> RecognizerSettings:
+        """Read the settings of a version directory. Raises `ModelLoadError`, naming the field."""
+        path = directory / RECOGNIZER_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ModelLoadError(f"{path}: cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "the file"
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ModelLoadError(
+                f"{path}: {field}: {reason}, got {shown(first['input'])}"
+            ) from error
+
+    def save(self, directory: Path) -> None:
+        text = self.model_dump_json(indent=2, exclude_none=True)
+        (directory / RECOGNIZER_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @property
+    def frame_s(self) -> float:
+        return self.samples_per_frame / self.sampling_rate
+
+    @property
+    def max_frames(self) -> int:
+        assert self.max_seconds is not None
+        return int(self.max_seconds / self.frame_s)
+
+    @property
+    def overlap_frames(self) -> int:
+        assert self.overlap_seconds is not None
+        return int(self.overlap_seconds / self.frame_s)
+
+    @property
+    def is_live(self) -> bool:
+        return self.type == "ctc-live"
+
+    @property
+    def chunk_frames(self) -> int:
+        assert self.chunk_samples is not None
+        return self.chunk_samples // self.samples_per_frame
+
+    @model_validator(mode="after")
+    def _agree(self) -> RecognizerSettings:
+        if self.blank >= len(self.vocabulary):
+            raise ValueError(f"blank is not one of the {len(self.vocabulary)} classes")
+        if self.is_live:
+            if self.chunk_samples is None or self.chunk_samples % self.samples_per_frame:
+                raise ValueError("chunk_samples must be a multiple of samples_per_frame")
+            return self
+        if self.max_seconds is None or self.overlap_seconds is None:
+            raise ValueError("max_seconds and overlap_seconds are required")
+        if not self.max_frames > 2 * self.overlap_frames:
+            raise ValueError("max_seconds must be more than twice overlap_seconds and a frame")
+        return self
