@@ -46,7 +46,7 @@ class LogMel(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         """From [batch, CONTEXT + column × HOP] to [batch, band, column]."""
-        hops = samples.reshape(len(samples), -1, HOP).transpose(1, 2)
+        hops = samples.reshape(samples.shape[0], -1, HOP).transpose(1, 2)
         real, imaginary = functional.conv1d(hops, self.waves).chunk(2, dim=1)
         power = functional.conv1d(real.square() + imaginary.square(), self.bands)
         return torch.log(power + _FLOOR) * self.scale + self.offset

@@ -75,7 +75,7 @@ class Recognizer(nn.Module):
         """
         samples, lengths = _ended(waveform)
         frames = (lengths + SAMPLES_PER_FRAME - 1) // SAMPLES_PER_FRAME
-        states = self.begin(len(samples))
+        states = self.begin(samples.shape[0])
         framed, _ = self._convolve(samples, states)
         logits = self._classify(self.middle(framed, frames))
         return logits, frames[:, None]
