@@ -39,20 +39,20 @@ def _spoken_numbers() -> SpeechRecipe:
         batch_size=32,
         data=Data(source="espeak", utterances=6000, longest_seconds=30.0),
         model=Model(
-            architecture="recurrent", mels=40, width=128, hidden=128, layers=2, dropout=0.1
+            architecture="recurrent", mels=40, width=128, hidden=128, layers=2, dropout=0.05
         ),
         acoustics=Acoustics(
             silence_seconds=(0.0, 0.4),
             level_db=(-36.0, -12.0),
-            noise_db=(5.0, 40.0),
-            rooms=0.4,
+            noise_db=(5.0, 35.0),
+            rooms=0.3,
             reverberation_seconds=(0.1, 0.5),
-            direct_db=(0.0, 15.0),
+            direct_db=(3.0, 15.0),
         ),
-        masks=Masks(times=2, time_seconds=0.15, bands=2, band_fraction=0.2),
+        masks=Masks(times=1, time_seconds=0.1, bands=1, band_fraction=0.15),
         optimizer=Optimizer(
             name="adamw",
-            learning_rate=2e-3,
+            learning_rate=3e-3,
             weight_decay=0.01,
             beta2=0.98,
             clip_norm=1.0,

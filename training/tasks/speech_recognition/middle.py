@@ -88,7 +88,10 @@ class SelfAttention(nn.Module):
     def forward(self, framed: Tensor, frames: Tensor) -> Tensor:
         """[batch, frame, width] and [batch] to [batch, frame, width]."""
         places = torch.arange(framed.shape[1], device=framed.device)
-        heard: Tensor = self.encoder(framed, attention_mask=places < frames[:, None])[0]
+        inside = places < frames[:, None]
+        # A copy, for the encoder zeroes the padding in place.
+        framed = framed.masked_fill(~inside[:, :, None], 0.0)
+        heard: Tensor = self.encoder(framed, attention_mask=inside)[0]
         return heard
 
 
