@@ -14,7 +14,7 @@ from training.tasks.speech_recognition.recipe import (
 
 
 def spoken_numbers(*, tiny: bool = False, own_data: bool = False) -> SpeechRecipe:
-    """Utterances that espeak-ng says in 288 voices.
+    """Utterances that espeak-ng says in 288 voices: about ten minutes on one CPU core.
 
     With `own_data`, the same network and schedule for the recordings that the user's manifest
     lists. `tiny` keeps everything but the patience: its model only shows that all works.
