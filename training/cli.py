@@ -67,10 +67,13 @@ def train(
     """Train the model that RECIPE describes.
 
     \b
-    digits       tells pictures apart: handwritten digits, or --data with a folder for each class
-    translator   translates phrases: English to German, French and Spanish, or --data with a file
-                 of tab-separated columns source, target, language
-    writer       goes on with a text: Python code, or --data with a folder of .txt files
+    digits           tells pictures apart: handwritten digits, or --data with a folder for each
+                     class
+    spoken-numbers   writes down what is said: numbers, dates and commands, or --data with a CSV
+                     file of the columns path, text and, if there is one, voice
+    translator       translates phrases: English to German, French and Spanish, or --data with a
+                     file of tab-separated columns source, target, language
+    writer           goes on with a text: Python code, or --data with a folder of .txt files
 
     The settings are printed before training starts; each can be replaced with --set. A run that
     was stopped, however roughly, continues with --resume and ends with the same weights.
@@ -81,6 +84,7 @@ def train(
       slipway train digits --set optimizer.learning_rate=0.002 --set epochs=80
       slipway train digits --data flowers/ --run-dir runs/flowers --set data.height=64 \\
           --set data.width=64
+      slipway train spoken-numbers --set model.architecture=live --run-dir runs/live
       slipway train translator --data corpus.tsv --run-dir runs/corpus --set epochs=20
       slipway train writer --data letters/ --run-dir runs/letters
     """

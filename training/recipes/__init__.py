@@ -11,6 +11,7 @@ from training.recipe import Recipe
 
 RECIPES = {
     "digits": "training.recipes.digits:digits",
+    "spoken-numbers": "training.recipes.spoken_numbers:spoken_numbers",
     "translator": "training.recipes.translator:translator",
     "writer": "training.recipes.writer:writer",
 }

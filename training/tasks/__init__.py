@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TASKS = {
     "image_classification": "training.tasks.image_classification.task:ImageClassification",
+    "speech_recognition": "training.tasks.speech_recognition.task:SpeechRecognition",
     "text_generation": "training.tasks.text_generation.task:TextGeneration",
     "translation": "training.tasks.translation.task:Translation",
 }

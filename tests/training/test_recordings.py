@@ -1,0 +1,201 @@
+"""What a recogniser learns from: synthesised utterances, the user's recordings, and noise."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from training.errors import DataError
+from training.recipes.spoken_numbers import spoken_numbers
+from training.tasks.speech_recognition.acoustics import hear
+from training.tasks.speech_recognition.corpus import RATE_HZ, hash_corpus, open_corpus, split_corpus
+from training.tasks.speech_recognition.espeak import synthesize
+from training.tasks.speech_recognition.manifest import read_manifest
+from training.tasks.speech_recognition.recipe import Acoustics
+from training.tasks.speech_recognition.spoken import draw, make_corpus
+from training.tasks.speech_recognition.utterances import normalize, say_something
+
+# Synthesised
+
+
+def test_every_utterance_is_words_of_letters() -> None:
+    chance = Random(1)
+    texts = {normalize(say_something(chance)) for _ in range(2000)}
+    assert len(texts) > 1500
+    for text in texts:
+        assert re.fullmatch(r"[a-z]+('[a-z]+)?( [a-z]+('[a-z]+)?)*", text), text
+
+
+def test_the_seed_decides_what_is_said_and_every_sample_of_it() -> None:
+    spoken = draw(12, seed=3)
+    assert draw(12, seed=3) == spoken
+    assert draw(12, seed=4) != spoken
+    once, again = synthesize(spoken, RATE_HZ), synthesize(spoken, RATE_HZ)
+    for one, other in zip(once, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert all(len(samples) > 0.15 * RATE_HZ for samples in once)
+    assert all(np.abs(samples.astype(int)).max() > 1000 for samples in once)
+
+
+def test_utterances_are_kept_and_no_held_out_speaker_was_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    corpus = make_corpus(60, seed=1)
+    [kept] = (tmp_path / "slipway").iterdir()
+    written = (kept / "audio.npz").stat().st_mtime_ns
+    again = make_corpus(60, seed=1)
+    assert (kept / "audio.npz").stat().st_mtime_ns == written
+    np.testing.assert_array_equal(corpus.samples, again.samples)
+    assert hash_corpus(corpus) == hash_corpus(again)
+
+    split = split_corpus(corpus)
+    speakers = [
+        {corpus.voices[index].split("+")[1] for index in part}
+        for part in (split.train, split.validation, split.held_out)
+    ]
+    assert all(speakers)
+    assert sum(map(len, speakers)) == len(set.union(*speakers))
+
+
+# The user's own
+
+
+def write(folder: Path, name: str, seconds: float, rate_hz: int, channels: int) -> None:
+    time = np.arange(int(seconds * rate_hz)) / rate_hz
+    tone = 0.5 * np.sin(2 * np.pi * 440.0 * time)
+    soundfile.write(folder / name, np.stack([tone] * channels, axis=1), rate_hz)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path, "a.wav", 1.0, 8_000, 1)
+    write(tmp_path, "b.flac", 0.5, 44_100, 2)
+    write(tmp_path, "c.ogg", 2.0, 48_000, 1)
+    for number in range(3):
+        write(tmp_path, f"{number}.wav", 0.3 + 0.1 * number, RATE_HZ, 1)
+    return tmp_path
+
+
+ROWS = ["a.wav,Twenty-one!", 'b.flac,"It\'s  noon, stop."', "c.ogg,Größe"]
+MORE = [f"{number}.wav,word" for number in range(3)]
+
+
+def listed(folder: Path, *lines: str, encoding: str = "utf-8") -> Path:
+    path = folder / "mine.csv"
+    path.write_text("\n".join(lines) + "\n", encoding=encoding)
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_recordings_of_any_rate_and_format_are_read(folder: Path, encoding: str) -> None:
+    manifest = listed(folder, "path,text", *ROWS, *MORE, encoding=encoding)
+    corpus = read_manifest(manifest, longest_seconds=30.0)
+    assert corpus.texts[:3] == ("twenty one", "it's noon stop", "grösse")
+    np.testing.assert_allclose(corpus.lengths[:3], [16_000, 8_000, 32_000], atol=2)
+    for recording in corpus.read([0, 1, 2]):
+        spectrum = np.abs(np.fft.rfft(recording))
+        assert spectrum.argmax() * RATE_HZ / len(recording) == pytest.approx(440.0, abs=3.0)
+        assert np.abs(recording.astype(int)).max() == pytest.approx(16_384, rel=0.1)
+    assert len(split_corpus(corpus).held_out) == 1
+
+
+def test_a_voice_is_in_one_part(folder: Path) -> None:
+    rows = [f"{number % 3}.wav,word,{number % 6}" for number in range(12)]
+    corpus = read_manifest(listed(folder, "path,text,voice", *rows), 30.0)
+    split = split_corpus(corpus)
+    assert {corpus.voices[index] for index in split.held_out}.isdisjoint(
+        corpus.voices[index] for index in (*split.train, *split.validation)
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (["file,text"], r"mine\.csv: the first line must name the columns path, text"),
+        (["path,text", "a.wav"], r"mine\.csv, line 2: expected 2 fields"),
+        (["path,text", "a.wav,b,c"], r"mine\.csv, line 2: expected 2 fields"),
+        (["path,text", ROWS[0], "a.wav,?!"], r"mine\.csv, line 3: the text has no words"),
+        (["path,text", "x.wav,one"], r"mine\.csv, line 2: .*x\.wav: No such file"),
+        (["path,text", "mine.csv,one"], r"line 2: .*mine\.csv is no recording that can be read"),
+        (["path,text", "c.ogg,one"], r"line 2: .*c\.ogg: expected a recording of 0\.1 to 1\.5 sec"),
+        (["path,text", ROWS[0]], r"mine\.csv has 1 different recordings; expected at least 5"),
+        (["path,text,voice", *(f"{row},me" for row in MORE)], r"has 1 different voices"),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_its_line(
+    folder: Path, lines: list[str], sentence: str
+) -> None:
+    with pytest.raises(DataError, match=sentence) as caught:
+        read_manifest(listed(folder, *lines), longest_seconds=1.5)
+    assert "\n" not in str(caught.value)
+
+
+def test_source_and_file_belong_together(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"--data FILE\.csv"):
+        open_corpus(spoken_numbers(own_data=True).data, None, 1)
+    with pytest.raises(DataError, match="drop --data"):
+        open_corpus(spoken_numbers().data, folder, 1)
+    with pytest.raises(DataError, match="No such file"):
+        open_corpus(spoken_numbers(own_data=True).data, folder / "nowhere.csv", 1)
+
+
+# Heard
+
+QUIET = Acoustics(
+    silence_seconds=(0.1, 0.1),
+    level_db=(-20.0, -20.0),
+    noise_db=(100.0, 100.0),
+    rooms=0.0,
+    reverberation_seconds=(0.3, 0.3),
+    direct_db=(0.0, 0.0),
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def tone(samples: int) -> np.ndarray:
+    wave: np.ndarray = (8000 * np.sin(0.2 * np.arange(samples))).astype(np.int16)
+    return wave
+
+
+@pytest.mark.parametrize("noise_db", [20.0, 10.0])
+def test_the_noise_is_as_loud_as_asked_for(noise_db: float) -> None:
+    recordings = [tone(16_000), tone(9_000)]
+    noisy = QUIET.model_copy(update={"noise_db": (noise_db, noise_db)})
+    clean, heard = (hear(recordings, place, generator()) for place in (QUIET, noisy))
+    for recording, one, other in zip(recordings, clean, heard, strict=True):
+        assert len(one) == len(recording) + 3200
+        speech = one[1600:-1600].square().mean()
+        assert 10.0 * speech.log10() == pytest.approx(-20.0, abs=0.1)
+        assert one[:1500].abs().max() < 1e-4
+        noise = (other - one).square().mean()
+        assert 10.0 * (speech / noise).log10() == pytest.approx(noise_db, abs=1.5)
+
+
+def test_a_room_echoes_after_the_end() -> None:
+    room = QUIET.model_copy(update={"rooms": 1.0, "silence_seconds": (0.2, 0.2)})
+    [dry], [wet] = (
+        hear([tone(8000)], place.model_copy(update={"silence_seconds": (0.2, 0.2)}), generator())
+        for place in (QUIET, room)
+    )
+    assert dry[-3000:].abs().max() < 1e-4
+    assert wet[-3100:-2500].abs().max() > 1e-3
+    assert wet[:3000].abs().max() < 1e-4
+
+
+def test_the_generator_decides_what_is_heard() -> None:
+    acoustics = spoken_numbers().acoustics
+    recordings = [tone(4000), tone(7000)]
+    [one, other, third] = (hear(recordings, acoustics, generator(seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(one[1], other[1])
+    assert len(one[1]) != len(third[1]) or not torch.equal(one[1], third[1])
+    assert all(heard.abs().max() <= 1.0 for heard in (*one, *third))

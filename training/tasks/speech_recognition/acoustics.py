@@ -1,0 +1,98 @@
+"""Where an utterance is heard: noise, level, a room and silence, for a whole batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.tasks.speech_recognition.corpus import RATE_HZ, Samples
+from training.tasks.speech_recognition.recipe import Acoustics, Range
+
+_ROUND = 4096
+"""Fourier transforms are fast at multiples of this."""
+_STEEPEST = 1.0
+"""The amplitude of brown noise falls with the frequency to this power; white noise's does not."""
+
+
+def hear(
+    recordings: Sequence[Samples], settings: Acoustics, generator: torch.Generator
+) -> list[Tensor]:
+    """One random hearing of each recording: float32 [samples], between -1 and 1.
+
+    All randomness comes from `generator`, on whose device this is computed.
+    """
+    lengths = torch.tensor([len(recording) for recording in recordings], device=generator.device)
+    before, after = (
+        (RATE_HZ * _draw(settings.silence_seconds, len(recordings), generator)).long()
+        for _ in range(2)
+    )
+    totals = lengths + before + after
+    dry = _place(recordings, before, int(totals.max()))
+    # Room for echoes beyond the end, which would come back at the beginning.
+    echoes = int(RATE_HZ * settings.reverberation_seconds[1]) if settings.rooms else 0
+    size = -(-(dry.shape[1] + echoes) // _ROUND) * _ROUND
+
+    loudness = (dry.square().sum(dim=1) / lengths).sqrt().clamp(min=1e-5)
+    level = 10.0 ** (_draw(settings.level_db, len(recordings), generator) / 20.0)
+    signal_to_noise = 10.0 ** (_draw(settings.noise_db, len(recordings), generator) / 20.0)
+    speech = torch.fft.rfft(dry, size)
+    if settings.rooms:
+        speech = speech * torch.fft.rfft(_rooms(len(recordings), settings, generator), size)
+    noise = _noise(len(recordings), size, generator)
+    mixed = (level / loudness)[:, None] * speech + (level / signal_to_noise)[:, None] * noise
+    waveforms = torch.fft.irfft(mixed, size).clamp(-1.0, 1.0)
+    return [row[:total] for row, total in zip(waveforms, totals.tolist(), strict=True)]
+
+
+def _place(recordings: Sequence[Samples], before: Tensor, longest: int) -> Tensor:
+    """[recording, sample], -1 to 1, with zeros around each."""
+    placed = np.zeros((len(recordings), longest), np.float32)
+    for row, recording, start in zip(placed, recordings, before.tolist(), strict=True):
+        row[start : start + len(recording)] = recording / np.float32(32768)
+    return torch.from_numpy(placed).to(before.device)
+
+
+def _rooms(count: int, settings: Acoustics, generator: torch.Generator) -> Tensor:
+    """Impulse responses [room, sample]: the direct sound, and noise that fades exponentially.
+
+    J. D. Polack's model of a room, as used for augmentation since. Outside of rooms there is the
+    direct sound alone.
+    """
+    samples = int(RATE_HZ * settings.reverberation_seconds[1])
+    seconds = torch.arange(samples, device=generator.device) / RATE_HZ
+    fading = torch.exp(
+        -np.log(1000.0) * seconds / _draw(settings.reverberation_seconds, count, generator)[:, None]
+    )
+    echoes = fading * torch.randn(count, samples, generator=generator, device=generator.device)
+    echoes /= echoes.square().sum(dim=1, keepdim=True).sqrt()
+    echoes *= 10.0 ** (-_draw(settings.direct_db, count, generator) / 20.0)[:, None]
+    echoes *= (_draw((0.0, 1.0), count, generator) < settings.rooms)[:, None]
+    echoes[:, 0] = 1.0
+    return echoes
+
+
+def _noise(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Spectra [noise, frequency] of noise whose root mean square is 1, each of another colour."""
+    frequencies = torch.arange(1, size // 2 + 2, device=generator.device)
+    steepness = _draw((0.0, _STEEPEST), count, generator)
+    # Below 50 Hz there is little to hear, and brown noise has most of its power there.
+    shape = (frequencies / size * RATE_HZ).clamp(min=50.0) ** -steepness[:, None]
+    spectra = torch.randn(
+        *(count, len(frequencies)),
+        generator=generator,
+        device=generator.device,
+        dtype=torch.complex64,
+    )
+    spectra *= shape
+    # By Parseval; the negative frequencies are as strong as the positive ones.
+    power = 2.0 * spectra.abs().square().sum(dim=1, keepdim=True) / size**2
+    return spectra / power.sqrt()
+
+
+def _draw(limits: Range, count: int, generator: torch.Generator) -> Tensor:
+    low, high = limits
+    numbers = torch.rand(count, generator=generator, device=generator.device)
+    return low + (high - low) * numbers

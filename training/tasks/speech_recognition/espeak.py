@@ -1,0 +1,113 @@
+"""Speech from espeak-ng, whose library and voices come inside the package `espeakng-loader`.
+
+The library keeps state for the whole process, and what it said before changes the phase and the
+noise of what it says next. So each batch is spoken in a new process, which makes the same samples
+every time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import espeakng_loader
+import numpy as np
+import numpy.typing as npt
+import soxr
+from tqdm import tqdm
+
+from training.errors import DataError
+
+Samples = npt.NDArray[np.int16]
+
+ACCENTS = (
+    *("en", "en-us", "en-029", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan"),
+    *("en-gb-x-gbcwmd", "en-us-nyc"),
+)
+SPEAKERS = (
+    *("f1", "f2", "f3", "f4", "f5", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "Alex"),
+    *("Alicia", "Annie", "Denis", "Lee", "Mario", "Michael", "Mike", "Nguyen", "adam", "belinda"),
+    *("benjamin", "boris", "david", "edward", "linda", "max", "quincy", "robert", "shelby"),
+    *("steph", "travis", "victor"),
+)
+"""espeak-ng's variants of a voice, without the robots, the whisperers and the monsters."""
+
+_BATCH = 250
+_SYNCHRONOUS = 2
+_SPEED, _PITCH, _RANGE = 1, 3, 4
+_CHARACTERS, _UTF8 = 1, 1
+_Callback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What shall be said, and how."""
+
+    text: str
+    accent: str
+    speaker: str
+    speed: int
+    """Words a minute."""
+    pitch: int
+    """0 to 100; 50 is the speaker's own."""
+    range: int
+    """How much the pitch moves, 0 to 100."""
+
+
+def synthesize(spoken: Sequence[Spoken], rate_hz: int) -> list[Samples]:
+    """Say everything, on all cores. Raises `DataError` when espeak-ng cannot."""
+    batches = [
+        (spoken[start : start + _BATCH], start, rate_hz) for start in range(0, len(spoken), _BATCH)
+    ]
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(len(batches), os.cpu_count() or 1), fresh, max_tasks_per_child=1
+    ) as processes:
+        made = processes.map(_say_batch, batches)
+        progress = tqdm(made, "synthesising", len(batches), unit=f"{_BATCH} utterances")
+        return [samples for batch in progress for samples in batch]
+
+
+def _say_batch(task: tuple[Sequence[Spoken], int, int]) -> list[Samples]:
+    """What one process says. `seed` decides the noise in voices that breathe."""
+    spoken, seed, rate_hz = task
+    return list(_say(spoken, seed, rate_hz))
+
+
+def _say(spoken: Sequence[Spoken], seed: int, rate_hz: int) -> Iterator[Samples]:
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    data = espeakng_loader.get_data_path().encode()
+    own_rate_hz = library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
+    if own_rate_hz <= 0:
+        raise DataError("espeak-ng does not start: reinstall the package espeakng-loader")
+    library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
+    heard: list[Samples] = []
+
+    def hear(samples: ctypes._Pointer[ctypes.c_short], count: int, events: int) -> int:
+        if samples and count:
+            heard.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0
+
+    # Named, for the library does not hold it.
+    callback = _Callback(hear)
+    library.espeak_SetSynthCallback(callback)
+    for utterance in spoken:
+        voice = f"{utterance.accent}+{utterance.speaker}"
+        if library.espeak_SetVoiceByName(voice.encode()):
+            raise DataError(f"espeak-ng has no voice {voice!r}")
+        library.espeak_SetParameter(_SPEED, utterance.speed, 0)
+        library.espeak_SetParameter(_PITCH, utterance.pitch, 0)
+        library.espeak_SetParameter(_RANGE, utterance.range, 0)
+        text = utterance.text.encode()
+        heard.clear()
+        if library.espeak_Synth(text, len(text) + 1, 0, _CHARACTERS, 0, _UTF8, None, None):
+            raise DataError(f"espeak-ng cannot say {utterance.text!r}")
+        # The callback is over when the call returns, because playback is synchronous.
+        waveform = np.concatenate(heard)
+        yield soxr.resample(waveform, own_rate_hz, rate_hz).astype(np.int16)

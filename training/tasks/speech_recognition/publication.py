@@ -1,0 +1,196 @@
+"""A recogniser in a model repository: its config.pbtxt, its card, its figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from serving.pbtxt import CONFIG_FILE, read_config
+from serving.types import DYNAMIC, TensorSpec
+from training import durable
+from training.checkpoint import CONFIG_FILE as CHECKPOINT_CONFIG_FILE
+from training.errors import PublishRefused
+from training.parity import ParityReport
+from training.runs import RunDirectory
+from training.tasks.speech_recognition.card import model_card
+from training.tasks.speech_recognition.export import ANSWER_FILE
+from training.tasks.speech_recognition.graphs import (
+    CHUNK_FILE,
+    CHUNK_FRAMES,
+    CHUNK_SAMPLES,
+    FRAMES,
+    LOGITS,
+    NEXT_STATE,
+    STATE,
+    WAVEFORM,
+    graph_file,
+)
+from training.tasks.speech_recognition.network import (
+    SAMPLES_PER_FRAME,
+    Recognizer,
+    RecognizerConfig,
+)
+from training.tasks.speech_recognition.recipe import SpeechRecipe
+from training.tasks.speech_recognition.report import SpeechReport
+from training.tasks.speech_recognition.verify import MAX_BATCH_SIZE, accepted
+
+TASK = "automatic-speech-recognition"
+"""Of a live recogniser, which is stepped: a chunk at a time."""
+
+
+class SpeechPublication:
+    packages = ("espeakng-loader", "jiwer", "num2words", "soundfile", "soxr", "transformers")
+
+    def __init__(
+        self, run: RunDirectory, recipe: SpeechRecipe, precision: str, parity: ParityReport
+    ):
+        self.recipe = recipe
+        self.precision = precision
+        self.parity = parity
+        self.report = SpeechReport.load(run.report)
+        self._run = run
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        figures: dict[str, float | None] = {
+            "validation_accuracy": self.report.validation_accuracy,
+        }
+        for score in self.report.scores:
+            place = score.place.replace(",", "").replace(" ", "_")
+            figures[f"word_error_rate_{place}"] = score.word_errors
+            figures[f"character_error_rate_{place}"] = score.character_errors
+        return figures
+
+    def require_quality(self) -> None:
+        for place, limit in accepted(self.recipe).items():
+            rate = self.report.word_errors(place)
+            if rate > limit:
+                raise PublishRefused(
+                    f"{self._run.path}: the word error rate on the held-out part, {place}, is"
+                    f" {rate:.4f} and the recipe accepts {limit}; train a better model"
+                )
+
+    def promise(self, model: Path) -> None:
+        """By task, inputs and outputs."""
+        network = RecognizerConfig.load(self._run.checkpoint / CHECKPOINT_CONFIG_FILE)
+        _promise(model, network)
+
+    def card(self, name: str, commands: Sequence[str]) -> str:
+        export = self._run.export(self.precision)
+        answer = json.loads((export / ANSWER_FILE).read_text(encoding="utf-8"))["answer"]
+        sizes = {path.name: path.stat().st_size for path in sorted(export.iterdir())}
+        return model_card(name, self.recipe, self.report, self.parity, commands, answer, sizes)
+
+
+def _promise(model: Path, network: RecognizerConfig) -> None:
+    path = model / CONFIG_FILE
+    durable.write_new(path, _config_text(model.name, network))
+    # Also after writing: another first publisher may have been faster, with another model.
+    config = read_config(model)
+    inputs, outputs = _interface(network)
+    for what, promised, offered in (
+        ("task", config.parameters.get("task"), TASK),
+        ("file", config.model_filename, graph_file(network)),
+        ("input", _describe(config.inputs), _describe(inputs)),
+        ("output", _describe(config.outputs), _describe(outputs)),
+    ):
+        if promised != offered:
+            raise PublishRefused(
+                f"{path} promises the {what} {promised} and this version has"
+                f" {offered}: publish it as another model with --name"
+            )
+    if config.max_batch_size > MAX_BATCH_SIZE:
+        raise PublishRefused(
+            f"{path}: max_batch_size is {config.max_batch_size},"
+            f" and the export is proven up to {MAX_BATCH_SIZE}"
+        )
+
+
+def _interface(network: RecognizerConfig) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    classes = len(network.vocabulary)
+    if network.architecture == "live":
+        return (
+            (TensorSpec(WAVEFORM, "FP32", (DYNAMIC, CHUNK_SAMPLES)),),
+            (TensorSpec(LOGITS, "FP32", (DYNAMIC, CHUNK_FRAMES, classes)),),
+        )
+    return (
+        (TensorSpec(WAVEFORM, "FP32", (DYNAMIC, DYNAMIC)),),
+        (
+            TensorSpec(LOGITS, "FP32", (DYNAMIC, DYNAMIC, classes)),
+            TensorSpec(FRAMES, "INT64", (DYNAMIC, 1)),
+        ),
+    )
+
+
+def _describe(tensors: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in tensors)
+
+
+def _config_text(name: str, network: RecognizerConfig) -> str:
+    live = network.architecture == "live"
+    inputs, outputs = _interface(network)
+    ragged = "" if live else "\n  allow_ragged_batch: true"
+    text = f"""\
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {MAX_BATCH_SIZE}
+"""
+    if live:
+        text += f'default_model_filename: "{CHUNK_FILE}"\n'
+    for kind, tensors, extra in (("input", inputs, ragged), ("output", outputs, "")):
+        for spec in tensors:
+            dims = ", ".join(str(size) for size in spec.shape[1:])
+            text += f"""\
+{kind} {{
+  name: "{spec.name}"
+  data_type: TYPE_{spec.datatype}
+  dims: [ {dims} ]{extra}
+}}
+"""
+    text += _sequences(network) if live else _BATCHES
+    parameters = {"task": TASK}
+    if not live:
+        parameters |= {
+            "pad_value": "nan",
+            "max_padding": "0.25",
+            "unpad": f"{LOGITS}={WAVEFORM}/{SAMPLES_PER_FRAME}",
+        }
+    for key, value in parameters.items():
+        text += f"""\
+parameters {{
+  key: "{key}"
+  value {{ string_value: "{value}" }}
+}}
+"""
+    return text
+
+
+_BATCHES = """\
+dynamic_batching {
+  max_queue_delay_microseconds: 2000
+}
+"""
+
+
+def _sequences(network: RecognizerConfig) -> str:
+    """The server keeps each recording's state, and steps those of many together."""
+    text = """\
+sequence_batching {
+  max_sequence_idle_microseconds: 60000000
+  oldest {
+    max_candidate_sequences: 1024
+    max_queue_delay_microseconds: 2000
+  }
+"""
+    for name, state in Recognizer(network).begin(1).items():
+        dims = ", ".join(str(size) for size in state.shape[1:])
+        text += f"""\
+  state {{
+    input_name: "{STATE}{name}"
+    output_name: "{NEXT_STATE}{name}"
+    data_type: TYPE_FP32
+    dims: [ {dims} ]
+  }}
+"""
+    return text + "}\n"

@@ -1,0 +1,83 @@
+"""The shipped recogniser's recordings: synthesised once, then kept for every run that needs them.
+
+They are kept as 16-bit integers in $XDG_CACHE_HOME/slipway, by default ~/.cache/slipway, under the
+hash of all that decides them. Noise and rooms are not in them: those are new in every epoch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import astuple
+from importlib.metadata import version
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from training import durable
+from training.split import Indices, hash_lines, sha256_hex
+from training.tasks.speech_recognition.corpus import RATE_HZ, Corpus, Samples
+from training.tasks.speech_recognition.espeak import ACCENTS, SPEAKERS, Spoken, synthesize
+from training.tasks.speech_recognition.utterances import normalize, say_something
+
+_AUDIO_FILE = "audio.npz"
+_MADE_BY = ("espeakng-loader", "soxr")
+
+
+def make_corpus(utterances: int, seed: int) -> Corpus:
+    """So many utterances, the same for the same seed."""
+    spoken = draw(utterances, seed)
+    digests = tuple(sha256_hex(repr(astuple(utterance)).encode()) for utterance in spoken)
+    samples, lengths = _kept(spoken, digests)
+    return Corpus(
+        texts=tuple(normalize(utterance.text) for utterance in spoken),
+        voices=tuple(f"{utterance.accent}+{utterance.speaker}" for utterance in spoken),
+        groups=tuple(sha256_hex(utterance.speaker.encode()) for utterance in spoken),
+        digests=digests,
+        samples=samples,
+        lengths=lengths,
+    )
+
+
+def draw(utterances: int, seed: int) -> list[Spoken]:
+    """Who says what, and how fast and how high."""
+    chance = Random(seed)  # noqa: S311
+    return [
+        Spoken(
+            text=say_something(chance),
+            accent=chance.choice(ACCENTS),
+            speaker=chance.choice(SPEAKERS),
+            speed=chance.randint(120, 210),
+            pitch=chance.randint(25, 75),
+            range=chance.randint(25, 75),
+        )
+        for _ in range(utterances)
+    ]
+
+
+def cache_directory() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "slipway"
+
+
+def _kept(spoken: Sequence[Spoken], digests: Sequence[str]) -> tuple[Samples, Indices]:
+    """All samples end to end, and how many each utterance has."""
+    made_by = [f"{package} {version(package)}" for package in _MADE_BY]
+    # Also by their order, for in a voice the noise goes on from one utterance to the next.
+    order = sha256_hex("".join(digests).encode())
+    directory = cache_directory() / f"spoken-{hash_lines([*made_by, order])[:16]}"
+    if not directory.exists():
+        recordings = synthesize(spoken, RATE_HZ)
+        with durable.staged_directory(directory.parent) as staged:
+            np.savez(
+                staged / _AUDIO_FILE,
+                samples=np.concatenate(recordings),
+                lengths=np.array([len(recording) for recording in recordings]),
+            )
+            # Another run may have made the same meanwhile.
+            with suppress(FileExistsError):
+                durable.move_into_place(staged, directory)
+    with np.load(directory / _AUDIO_FILE) as kept:
+        return kept["samples"], kept["lengths"]
