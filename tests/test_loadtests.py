@@ -68,7 +68,7 @@ def test_every_scenario_is_measured(checkpoint: Path, repository: Path, tmp_path
 def test_a_step_is_taken_apart(repository: Path) -> None:
     out = run(
         *("scripts/profile_steps.py", "--model-repository", repository, "--clients", "8"),
-        *("--seconds", "1", "--max-new-tokens", "16"),
+        *("--seconds", "3", "--max-new-tokens", "16"),
     )
     print(out)
     assert "engine" in out
