@@ -240,13 +240,21 @@ class GenerationStepper:
             for job, born in zip(begun.jobs, begun.results, strict=True):
                 if job in self._unborn:
                     self._unborn.remove(job)
-                    job.saved = [born.saved] * job.rows
-                    job.length = 0 if born.logits is None else len(job.prompt)
-                    job.inputs = [job.prompt[-1]] * job.rows
-                    self.resume([job])
-                    if born.logits is not None:
-                        news += self._first(job, born.logits)
+                    try:
+                        news += self._born(job, born)
+                    except Exception as error:  # such as for want of memory; nobody asks again
+                        news.append(News(job, failure(error), is_last=True))
         return news
+
+    def _born(self, job: Generation, born: _Born) -> Iterable[News[Generation]]:
+        job.saved = [born.saved] * job.rows
+        job.length = 0 if born.logits is None else len(job.prompt)
+        job.inputs = [job.prompt[-1]] * job.rows
+        self.resume([job])
+        if born.logits is None:
+            return []
+        # A prompt that was prefilled has its first token.
+        return list(self._after(job, job.decoding.advance(born.logits)))
 
     def _failed(self, jobs: Sequence[Generation], error: Exception) -> list[News[Generation]]:
         """Only that one shall fail which must."""
@@ -257,14 +265,6 @@ class GenerationStepper:
         for job in wanted:
             self.begin([job])
         return []
-
-    def _first(self, job: Generation, logits: Scores) -> Iterable[News[Generation]]:
-        """A prompt that was prefilled has its first token."""
-        try:
-            advance = job.decoding.advance(logits)
-        except InferenceFailed as error:
-            return [News(job, error, is_last=True)]
-        return self._after(job, advance)
 
     def _encode(self, encoder: Graph, ids: Tokens, lengths: Sequence[int]) -> list[_Born]:
         mask = (np.arange(ids.shape[1]) < np.array(lengths)[:, None]).astype(np.int64)

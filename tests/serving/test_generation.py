@@ -29,6 +29,7 @@ from serving.scheduling.meter import LateMeter
 from serving.scheduling.step_policy import Capacity
 from serving.scheduling.stepping import StepScheduler
 from serving.steppers.beginnings import FINE_PADDING, alike
+from serving.steppers.cache import KeyValueCache
 from serving.steppers.generation import Generation, GenerationStepper
 from serving.steppers.settings import GenerationSettings
 from serving.types import Array, InferRequest, Iteration, Parameter, Tensors
@@ -304,6 +305,28 @@ async def test_a_source_that_cannot_be_encoded_fails_alone(exported: Exported) -
         assert isinstance(answers[1], InferenceFailed)
         for index in (0, 2, 3):
             assert answers[index] == await ask(scheduler, rows[index], max_new_tokens=8)
+
+
+async def test_who_finds_no_memory_is_told_so(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = exported.stepper()
+    async with scheduling(stepper) as scheduler:
+
+        def grow(*_: object) -> None:
+            raise MemoryError("no memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(KeyValueCache, "grow", grow)
+            all_at_once = [ask(scheduler, [5, 6, 7], max_new_tokens=30) for _ in range(12)]
+            answers = await asyncio.wait_for(
+                asyncio.gather(*all_at_once, return_exceptions=True), 20
+            )
+        answer = await ask(scheduler, [5, 6, 7], max_new_tokens=30)
+        failed = [each for each in answers if isinstance(each, InferenceFailed)]
+        assert failed
+        assert {str(error) for error in failed} == {"no memory"}
+        assert all(each == answer for each in answers if not isinstance(each, InferenceFailed))
 
 
 @pytest.mark.parametrize(
