@@ -138,9 +138,6 @@ async def _serve(settings: Settings) -> bool:
         log.info("stopped before it served")
         return False
     await starting
-    # What stands now stays: no collection need go through it again, while requests wait for it.
-    gc.collect()
-    gc.freeze()
     await stop
     return await app.shutdown()
 
@@ -177,6 +174,10 @@ class _App:
             _bind(settings.host, port) for port in (settings.http_port, settings.metrics_port)
         ]
         grpc_port = self._bind_grpc()
+        # What stands now stays: no collection need go through it again, while requests wait for it.
+        # Not so the models, which may leave.
+        gc.collect()
+        gc.freeze()
         failures = await self._server.control.start(settings.load_models)
         if failures and settings.exit_on_error:
             await self._server.close()
