@@ -12,11 +12,10 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
-from serving.errors import ModelLoadError, shown
+from serving.model_file import read_model_file
 
 RECOGNIZER_FILE = "recognizer.json"
 
@@ -47,18 +46,7 @@ class RecognizerSettings(BaseModel, frozen=True, extra="forbid", strict=True):
     @classmethod
     def load(cls, directory: Path) -> RecognizerSettings:
         """Read the settings of a version directory. Raises `ModelLoadError`, naming the field."""
-        path = directory / RECOGNIZER_FILE
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise ModelLoadError(f"{path}: cannot be read: {error.strerror}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the file"
-            reason = first["msg"].removeprefix("Value error, ")
-            raise ModelLoadError(
-                f"{path}: {field}: {reason}, got {shown(first['input'])}"
-            ) from error
+        return read_model_file(cls, directory / RECOGNIZER_FILE)
 
     def save(self, directory: Path) -> None:
         text = self.model_dump_json(indent=2, exclude_none=True)

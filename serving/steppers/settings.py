@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, PositiveInt, model_validator
 
-from serving.errors import InvalidRequest, ModelLoadError, shown
+from serving.errors import InvalidRequest
+from serving.model_file import read_model_file
 from serving.steppers.parameters import GenerationParameters
 from serving.types import Parameter
 
@@ -38,18 +39,7 @@ class GenerationSettings(BaseModel, frozen=True, extra="forbid", strict=True):
     @classmethod
     def load(cls, directory: Path) -> GenerationSettings:
         """Read the settings of a version directory. Raises `ModelLoadError`, naming the field."""
-        path = directory / GENERATION_FILE
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise ModelLoadError(f"{path}: cannot be read: {error.strerror}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the file"
-            reason = first["msg"].removeprefix("Value error, ")
-            raise ModelLoadError(
-                f"{path}: {field}: {reason}, got {shown(first['input'])}"
-            ) from error
+        return read_model_file(cls, directory / GENERATION_FILE)
 
     def save(self, directory: Path) -> None:
         (directory / GENERATION_FILE).write_text(self.model_dump_json(indent=2) + "\n")
