@@ -1,6 +1,7 @@
 """POST /models/{name}: a model asked in its task's own terms, as Hugging Face Inference does.
 
-Plain ASGI, ahead of FastAPI's router, whose dependencies and wrappers take half a millisecond.
+Plain ASGI, ahead of FastAPI's router, whose dependencies and wrappers cost more than most
+calls.
 """
 
 from __future__ import annotations
