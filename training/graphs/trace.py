@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from torch import nn
 
 SMALLEST_HALVED = 1024
@@ -40,10 +41,36 @@ def trace(
     assert program is not None, "torch.onnx.export(dynamo=True) returns a program. This is a bug."
     # Notes on where each node comes from hold the paths of source files.
     ClearMetadataAndDocStringPass()(program.model)
+    _leave_shapes(program.model)
     graph = program.model_proto
     _halve(graph)
     onnx.checker.check_model(graph, full_check=True)
     return graph
+
+
+def _leave_shapes(model: ir.Model) -> None:
+    """Drop what is reshaped and reshaped back, as heads are that are split and joined again.
+
+    In a step of one token per row each takes as long as a small product, and ONNX Runtime keeps
+    them where an axis is dynamic.
+    """
+    for node in model.graph:
+        if node.op_type != "Reshape":
+            continue
+        source, [output] = node.inputs[0], node.outputs
+        while source is not None and (before := source.producer()) and before.op_type == "Reshape":
+            source = before.inputs[0]
+        if source is None or output.is_graph_output():
+            continue
+        if _is_known(source.shape) and source.shape == output.shape:
+            output.replace_all_uses_with(source)
+    RemoveUnusedNodesPass()(model)
+
+
+def _is_known(shape: ir.Shape | None) -> bool:
+    return shape is not None and None not in (
+        axis.value if isinstance(axis, ir.SymbolicDim) else axis for axis in shape
+    )
 
 
 def _halve(model: ModelProto) -> None:
