@@ -38,11 +38,13 @@ class Asking:
 
     async def answer(self, name: str, task: Task, question: Question, received: float) -> Any:
         """Ask a model and put its answer in the task's terms. Raises as `Server.infer` does."""
-        async with aclosing(self.outputs(name, question, received)) as parts:
-            outputs = [part async for part in parts]
-        if isinstance(task, LongTask):
+        # Asked in this order, for a protocol takes long to say no.
+        if task.takes_long and isinstance(task, LongTask):
+            async with aclosing(self.outputs(name, question, received)) as parts:
+                outputs = [part async for part in parts]
             return await asyncio.to_thread(task.conclude, outputs, question)
-        return task.postprocess(outputs[0], question)
+        [call] = _calls(name, question, received)
+        return task.postprocess((await self._server.infer(call)).outputs, question)
 
     async def outputs(
         self, name: str, question: Question, received: float
@@ -51,8 +53,7 @@ class Asking:
 
         Raises as `Server.infer` does; closing the iterator early cancels what is under way.
         """
-        calls = _calls(name, question)
-        calls[0].stamps.received = received
+        calls = _calls(name, question, received)
         if len(calls) == 1:
             yield (await self._server.infer(calls[0])).outputs
             return
@@ -74,11 +75,11 @@ class Asking:
             await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def _calls(name: str, question: Question) -> list[InferRequest]:
+def _calls(name: str, question: Question, received: float) -> list[InferRequest]:
     """Of no version: the one that the task came from may have been replaced meanwhile."""
     tensors = (question.tensors, *question.further)
     id = uuid4().hex if question.in_sequence else ""
-    return [
+    calls = [
         InferRequest(
             name,
             part,
@@ -89,3 +90,5 @@ def _calls(name: str, question: Question) -> list[InferRequest]:
         )
         for at, part in enumerate(tensors)
     ]
+    calls[0].stamps.received = received
+    return calls
