@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -27,11 +28,13 @@ Saved = Sequence[Blocks | None]
 """A row's keys and values, apart from the others', by group; None where there are none yet."""
 
 
-def blocks(tensors: Array) -> Blocks:
-    """Of [tensor, head, position, size]."""
-    count, heads, _, _ = tensors.shape
-    flat = np.ascontiguousarray(tensors).reshape(count, heads, -1)
-    return flat.view(_block(flat.shape[2] * flat.itemsize))[:, :, 0]
+def blocks(stack: Array, row: int, start: int, stop: int) -> Blocks:
+    """A view of some positions of a row of [tensor, row, head, position, size]."""
+    tensors, _, heads, _, _ = stack.shape
+    tensor, one_row, head, position, _ = stack.strides
+    kind = _block((stop - start) * position)
+    offset = row * one_row + start * position
+    return np.ndarray((tensors, heads), kind, stack, offset, (tensor, head))
 
 
 class KeyValueCache:
@@ -100,25 +103,22 @@ class KeyValueCache:
         for target, row in zip(targets, saved, strict=True):
             self.load(target, row)
 
+    def move(self, source: int, target: int, lengths: Sequence[int]) -> None:
+        """Copy a row over another; `lengths` are how far, by group."""
+        for stack, length in zip(self._stacks, lengths, strict=True):
+            if length:
+                blocks(stack, target, 0, length)[...] = blocks(stack, source, 0, length)
+
     def save(self, row: int, lengths: Sequence[int]) -> Saved:
         return [
-            self._blocks(stack, row, length).copy() if length else None
+            blocks(stack, row, 0, length).copy() if length else None
             for stack, length in zip(self._stacks, lengths, strict=True)
         ]
 
     def load(self, row: int, saved: Saved) -> None:
         for stack, kept in zip(self._stacks, saved, strict=True):
             if kept is not None:
-                position = stack.strides[3]
-                self._blocks(stack, row, kept.itemsize // position)[...] = kept
-
-    @staticmethod
-    def _blocks(stack: Array, row: int, length: int) -> Blocks:
-        """A view of a row's first positions."""
-        count, _, heads, _, _ = stack.shape
-        tensor, one_row, head, position, _ = stack.strides
-        kind = _block(length * position)
-        return np.ndarray((count, heads), kind, stack, row * one_row, (tensor, head))
+                blocks(stack, row, 0, kept.itemsize // stack.strides[3])[...] = kept
 
     def clear(self) -> None:
         self._stacks.clear()
@@ -126,5 +126,6 @@ class KeyValueCache:
         self.bytes = 0
 
 
+@cache
 def _block(size: int) -> np.dtype[np.void]:
     return np.dtype((np.void, size))

@@ -269,10 +269,8 @@ class GenerationStepper:
     def _encode(self, encoder: Graph, ids: Tokens, lengths: Sequence[int]) -> list[_Born]:
         mask = (np.arange(ids.shape[1]) < np.array(lengths)[:, None]).astype(np.int64)
         outputs = encoder.run({"input_ids": ids, "attention_mask": mask})
-        return [
-            _Born(self._rows.packed(outputs, index, 0, length), None)
-            for index, length in enumerate(lengths)
-        ]
+        packed = self._rows.packed(outputs, [0] * len(lengths), lengths)
+        return [_Born(saved, None) for saved in packed]
 
     def _prefill(self, ids: Tokens, lengths: Sequence[int]) -> list[_Born]:
         texts, width = ids.shape
@@ -288,10 +286,8 @@ class GenerationStepper:
             if spec.name not in arrays
         }
         self._bind(arrays, logits, cache)()
-        return [
-            _Born(self._rows.packed(cache, index, length, 0), logits[index : index + 1])
-            for index, length in enumerate(lengths)
-        ]
+        packed = self._rows.packed(cache, lengths, [0] * len(lengths))
+        return [_Born(saved, logits[index : index + 1]) for index, saved in enumerate(packed)]
 
     def _step(self, jobs: Sequence[Generation]) -> list[News[Generation]]:
         rows = self._rows.bring_forward(jobs)

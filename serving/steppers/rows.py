@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from serving.scheduling.step_policy import Job
 from serving.steppers.cache import Blocks, KeyValueCache, Saved, blocks
-from serving.types import Tensors, TensorSpec
+from serving.types import Array, Tensors, TensorSpec
 
 Tokens = npt.NDArray[np.int64]
 
@@ -81,20 +81,30 @@ class Rows(Generic[R]):
         self.cache.grow(rows, _furthest([*owners, *jobs]), lengths, self._memory_bytes)
         return True
 
-    def packed(self, outputs: Tensors, index: int, own: int, source: int) -> Saved:
-        """What a run of a graph has made for one text, as `resume` takes it.
+    def packed(
+        self, outputs: Tensors, own: Sequence[int], sources: Sequence[int]
+    ) -> Sequence[Saved]:
+        """What a run of a graph has made for each text, as `resume` takes it.
 
         `outputs` are called as the cache's tensors are, but for the last position of the source,
-        which the attention operator is given as if it were new. `own` and `source` are how many
-        positions the text has. May be called on any thread.
+        which the attention operator is given as if it were new. `own` and `sources` are how many
+        positions the texts have. May be called on any thread.
         """
-        spans = {"past": (0, own), "cross": (0, source), "last": (source - 1, source)}
-        saved: list[Blocks | None] = []
+        saved: list[list[Blocks | None]] = [[] for _ in own]
+        stacks: dict[str, Array] = {}
         for group in self._groups:
-            start, stop = spans[_prefix(group[0])]
+            prefix = _prefix(group[0])
             names = [spec.name.replace("last", "cross") for spec in group]
-            tensors = [outputs[name][index, :, start:stop] for name in names if stop]
-            saved.append(blocks(np.stack(tensors)) if tensors else None)
+            if names[0] not in outputs:
+                for row in saved:
+                    row.append(None)
+                continue
+            if names[0] not in stacks:
+                stacks[names[0]] = np.stack([outputs[name] for name in names])
+            stack = stacks[names[0]]
+            for index, row in enumerate(saved):
+                stop = own[index] if prefix == "past" else sources[index]
+                row.append(blocks(stack, index, stop - 1 if prefix == "last" else 0, stop))
         return saved
 
     def leave(self, job: R) -> None:
@@ -156,7 +166,7 @@ class Rows(Generic[R]):
 
     def _move(self, row: int, hole: int) -> None:
         """To the first hole of all."""
-        self.cache.copy([row], [hole], self._filled(row))
+        self.cache.move(row, hole, self._filled(row))
         for array in (self.tokens, self.lengths, self.source_lengths):
             array[hole] = array[row]
         self._own(hole, self._owners[row])

@@ -61,7 +61,7 @@ class Coming(RuleBasedStateMachine):
             name: np.full((1, HEADS, EXTENT, SIZE), self.mark(job, 0, name), np.float32)
             for name in NAMES
         }
-        job.saved = [self.rows.packed(outputs, 0, length, source)] * beams
+        job.saved = [self.rows.packed(outputs, [length], [source])[0]] * beams
         if beams <= self.free:
             self.rows.reserve([job])
             self.rows.resume(job)
