@@ -32,8 +32,10 @@ _UNKNOWN = (1 << 63) - 1
 """The number of samples of a file that does not tell it, such as one written into a pipe."""
 _WITHOUT_END = (0xFFFFFFFF, 0x7FFFF000)
 """Sizes by which ffmpeg and sox say that they did not know the size of what was to come."""
-_HEAD = 1 << 13
-"""Where the first frame of an MP3 file is looked for."""
+_MAX_CHUNKS = 100
+"""Of a WAV file before its samples: there are seldom more than five."""
+_FIRST_FRAME = 1 << 13
+"""Bytes after the tag of an MP3 file within which its first frame is looked for."""
 
 
 def decode(body: bytes, rate_hz: int) -> Waveform:
@@ -66,7 +68,7 @@ def decode(body: bytes, rate_hz: int) -> Waveform:
         raise InvalidRequest(
             f"the recording has {decoded / rate * 1000:.1f} ms; expected at least {MIN_MS}"
         )
-    return np.clip(waveform, -1, 1)
+    return np.clip(waveform, -1, 1, out=waveform)
 
 
 class Resampler:
@@ -97,7 +99,7 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # it has no type info
 
 def _is_known(body: bytes) -> bool:
     """libsndfile reads two dozen formats; those that nobody records in are not let near it."""
-    is_wav = body[:4] in (b"RIFF", b"RF64") and body[8:12] == b"WAVE"
+    is_wav = body[:4] == b"RIFF" and body[8:12] == b"WAVE"
     is_mp3 = body[:3] == b"ID3" or (body[0] == 0xFF and body[1:2] >= b"\xe0")
     return is_wav or is_mp3 or body[:4] in (b"fLaC", b"OggS")
 
@@ -107,7 +109,9 @@ def _check_wav(body: bytes) -> None:
     if body[8:12] != b"WAVE":
         return
     at = 12
-    while at + 8 <= len(body):
+    for _ in range(_MAX_CHUNKS):
+        if at + 8 > len(body):
+            return
         name, size = struct.unpack_from("<4sI", body, at)
         there = len(body) - at - 8
         if name == b"data":
@@ -118,6 +122,7 @@ def _check_wav(body: bytes) -> None:
                 )
             return
         at += 8 + size + size % 2
+    raise InvalidRequest(f"the recording has no samples in its first {_MAX_CHUNKS} chunks")
 
 
 def _check_ogg(body: bytes) -> None:
@@ -155,8 +160,14 @@ def _check_length(stream: soundfile.SoundFile, frames: int) -> None:
 
 def _tells_length(body: bytes) -> bool:
     """Whether a file's length is told and not guessed, as of an MP3 file without the right tag."""
-    is_mp3 = body[:3] == b"ID3" or body[0] == 0xFF
-    return not is_mp3 or b"Xing" in body[:_HEAD] or b"Info" in body[:_HEAD]
+    start = 0
+    if body[:3] == b"ID3":
+        # The tag's size is in seven bits of each byte; pictures make it long (id3.org, ID3v2.4).
+        start = 10 + int("".join(f"{byte & 127:07b}" for byte in body[6:10]), 2)
+    elif body[0] != 0xFF:
+        return True
+    frame = body[start : start + _FIRST_FRAME]
+    return b"Xing" in frame or b"Info" in frame or frame[:4] == b"fLaC"
 
 
 def _read(stream: soundfile.SoundFile, rate_hz: int) -> tuple[Waveform, int]:

@@ -86,6 +86,26 @@ def test_a_recording_cut_short_is_refused(kind: str, share: float) -> None:
         decode(whole[: int(len(whole) * share)], RATE_HZ)
 
 
+def tagged(mp3: bytes, tag: bytes) -> bytes:
+    """With a tag, such as of a picture, before the first frame."""
+    size = bytes((len(tag) >> shift) & 127 for shift in (21, 14, 7, 0))
+    return b"ID3\x03\0\0" + size + tag + mp3
+
+
+def test_an_mp3_file_may_have_a_tag_of_any_size() -> None:
+    whole = encoded(tone(3, RATE_HZ), kind="mp3")
+    picture = tagged(whole, b"APIC" + bytes(40_000))
+    assert len(decode(picture, RATE_HZ)) == pytest.approx(3 * RATE_HZ, abs=2)
+    with pytest.raises(InvalidRequest, match=r"header says 3\.00 s, and \d\.\d\d s are there"):
+        decode(picture[:-2000], RATE_HZ)
+
+
+def test_an_mp3_file_without_a_length_is_heard_to_its_end() -> None:
+    untold = encoded(tone(3, RATE_HZ), kind="mp3").replace(b"Xing", bytes(4), 1)
+    named = tagged(untold, b"TIT2\0\0\0\x05\0\0\0Info")
+    assert len(decode(named, RATE_HZ)) == pytest.approx(3 * RATE_HZ, abs=2000)
+
+
 def wav_saying(size: int) -> bytes:
     whole = bytearray(encoded(tone(1, RATE_HZ)))
     struct.pack_into("<I", whole, whole.index(b"data") + 4, size)
@@ -125,6 +145,8 @@ def test_a_recording_from_a_pipe_does_not_know_its_length(body: bytes) -> None:
         (b"", "the recording is empty; expected the bytes of a WAV"),
         (b"Dear server, please transcribe this letter.\n" * 9, "of no known format"),
         (b"RIFF", "of no known format"),
+        (b"RF64\xff\xff\xff\xffWAVE", "of no known format"),
+        (b"RIFF\0\0\0\0WAVE" + b"junk\0\0\0\0" * 200, "no samples in its first 100 chunks"),
         (b"\xff", "of no known format"),
         (b"\xff\xfb" * 500, "damaged, cut short, or of a kind that cannot be decoded"),
         (b"ID3\x03\0\0\0\0\0\0" + b"a" * 500, "damaged, cut short"),
