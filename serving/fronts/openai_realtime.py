@@ -9,7 +9,8 @@ one. If the model has failed, or has forgotten a recording that paused for too l
 (`….failed`) and the recording is over.
 
 Voice activity is not detected: the caller says where a recording ends. Events are answered in
-order, so whoever sends faster than the model computes is held up and not buffered.
+order, so whoever sends faster than the model computes is held up and not buffered; so are the pings
+by which such a caller asks whether the server is there.
 """
 
 from __future__ import annotations

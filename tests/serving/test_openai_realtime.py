@@ -238,6 +238,17 @@ async def test_who_leaves_gives_the_slot_back(live: RunningServer) -> None:
             assert (await asyncio.wait_for(answer(socket), 5))["type"] == DELTA
 
 
+@pytest.mark.slow
+async def test_pings_may_be_answered_late(live: RunningServer) -> None:
+    async with connect(at(live), ping_interval=None) as socket:
+        socket.transport.pause_reading()
+        await asyncio.sleep(45)
+        socket.transport.resume_reading()
+        await socket.send(pcm(TEXT))
+        await tell(socket, "input_audio_buffer.commit")
+        assert await heard(socket) == (TEXT, TEXT)
+
+
 @pytest.mark.parametrize("model", ["tones", "nobody", ""])
 async def test_a_model_that_does_not_hear_live_is_refused(live: RunningServer, model: str) -> None:
     async with connect(at(live, model)) as socket:
