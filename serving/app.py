@@ -228,6 +228,9 @@ class _App:
             ws="websockets-sansio" if find_spec("websockets") else "none",
             ws_max_size=MAX_WEBSOCKET_MESSAGE_BYTES,
             ws_per_message_deflate=False,
+            # The answer to a ping comes after what the caller has sent before, and whoever is held
+            # up has sent much. TCP tells of a caller who is gone, for it answers no ping either.
+            ws_ping_timeout=None,
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from serving.pbtxt import CONFIG_FILE
 from training import durable
+from training.card import parity_table
 from training.errors import CheckpointError, PublishRefused
 from training.graphs.checkpoint import WEIGHTS, Architecture, architecture_of, load_checkpoint
 from training.graphs.export import export_loaded
 from training.graphs.promise import keep_promise, promise
 from training.graphs.proof import prove
 from training.graphs.tokenizers import read_tokenizer
-from training.parity import ParityReport, number_rows
+from training.parity import ParityReport
 from training.publish import CARD_FILE, MANIFEST_FILE, take_next_version
 from training.record import Record
 from training.runs import PARITY_FILE
@@ -112,7 +113,5 @@ def _card(name: str, checkpoint: Path, architecture: Architecture, parity: Parit
 
 The exported graphs were compared with torch:
 
-| check | measured | limit |
-|---|---|---|
-{number_rows(parity)}
+{parity_table(parity)}
 """

@@ -58,27 +58,3 @@ def equal(name: str, measured: str, limit: str) -> Check:
 def at_most(name: str, measured: float, limit: float) -> Check:
     # Written so that a measurement which is not a number fails.
     return Check(name=name, measured=measured, limit=limit, passed=measured <= limit)
-
-
-def check_rows(parity: ParityReport) -> str:
-    """For a card's table of what was measured and the limit it had to keep."""
-    rows = [
-        f"| {check.name} | {_number(check.measured)} | {_number(check.limit)} |"
-        for check in parity.checks
-    ]
-    rows += [f"| {name} | {_number(value)} | |" for name, value in parity.measurements.items()]
-    return "\n".join(rows)
-
-
-def number_rows(parity: ParityReport) -> str:
-    """The same, of numbers alone: what an interface must be can be longer than a line."""
-    rows = [
-        f"| {check.name} | {_number(check.measured)} | {_number(check.limit)} |"
-        for check in parity.checks
-        if isinstance(check.measured, float)
-    ] + [f"| {name} | {_number(value)} | |" for name, value in parity.measurements.items()]
-    return "\n".join(rows)
-
-
-def _number(value: float | str) -> str:
-    return f"`{value}`" if isinstance(value, str) else f"{value:.3g}"

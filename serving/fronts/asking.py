@@ -6,12 +6,14 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
 from typing import Any
 from uuid import uuid4
 
 from pydantic import BaseModel
 
+from serving.errors import SlipwayError
 from serving.server import Server
 from serving.tasks import LongTask, Question, Task
 from serving.types import InferRequest, InferResponse, SequenceStep, Tensors
@@ -26,15 +28,16 @@ class Asking:
 
     def __init__(self, server: Server):
         self._server = server
-        # A large picture takes a hundred megabytes while it is decoded, so only so many at a time.
-        self._decoding = asyncio.Semaphore(os.cpu_count() or 1)
+        # A large picture takes a hundred megabytes while it is decoded, so only so many at a time,
+        # also when their callers are gone: a thread cannot be told to stop.
+        self._decoding = ThreadPoolExecutor(os.cpu_count(), "decode")
 
     async def prepare(self, task: Task, payload: object, settings: BaseModel) -> Question:
         """Raises `RequestError` for what is not a question of this task."""
         if not task.takes_long:
             return task.preprocess(payload, settings)
-        async with self._decoding:
-            return await asyncio.to_thread(task.preprocess, payload, settings)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoding, task.preprocess, payload, settings)
 
     async def answer(self, name: str, task: Task, question: Question, received: float) -> Any:
         """Ask a model and put its answer in the task's terms. Raises as `Server.infer` does."""
@@ -58,6 +61,7 @@ class Asking:
             yield (await self._server.infer(calls[0])).outputs
             return
         waiting: deque[asyncio.Task[InferResponse]] = deque()
+        heard = False
         try:
             for call in calls:
                 if len(waiting) == AT_ONCE:
@@ -69,10 +73,20 @@ class Asking:
             while waiting:
                 yield (await waiting[0]).outputs
                 waiting.popleft()
+            heard = True
         finally:
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+            if not heard and (sequence := calls[-1].sequence):
+                await leave(self._server, name, sequence.id, calls[-1].inputs)
+
+
+async def leave(server: Server, name: str, id: int | str, inputs: Tensors) -> None:
+    """Let a model forget a sequence that will not go on; `inputs` are of any of its requests."""
+    with suppress(SlipwayError):
+        end = SequenceStep(id, start=False, end=True)
+        await server.infer(InferRequest(name, inputs, sequence=end))
 
 
 def _calls(name: str, question: Question, received: float) -> list[InferRequest]:

@@ -89,7 +89,9 @@ class _Reader:
         self._data.append(data[start:end])
         self._size += end - start
         if b"filename" not in self._options and self._size > MAX_FIELD_BYTES:
-            raise TooLarge(f"{self._name()}: the limit is {MAX_FIELD_BYTES} bytes")
+            raise TooLarge(
+                f"{self._name()}: the limit is {MAX_FIELD_BYTES} bytes without a filename"
+            )
 
     def on_part_end(self) -> None:
         name, data = self._name(), b"".join(self._data)
@@ -99,7 +101,9 @@ class _Reader:
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
-            raise InvalidRequest(f"{name}: not text in UTF-8: {error.reason}") from None
+            raise InvalidRequest(
+                f"{name}: expected text in UTF-8, or a file with a filename: {error.reason}"
+            ) from None
         self.form.fields.setdefault(name, []).append(text)
 
     def on_end(self) -> None:

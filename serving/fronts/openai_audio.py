@@ -17,14 +17,16 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from serving.errors import InvalidRequest, RequestError, shown
+from serving.errors import RequestError, shown
 from serving.fronts.asgi import describe, read_body
 from serving.fronts.asking import Asking
+from serving.fronts.checked import about, checked
 from serving.fronts.events import EventStream, event
 from serving.fronts.form import Form, parse_form
 from serving.fronts.openai import TAG, openai_error
+from serving.fronts.prompt import expecting
 from serving.fronts.restricted import Restrictions
 from serving.fronts.subtitles import srt, vtt
 from serving.fronts.v2_control import allowed
@@ -98,22 +100,8 @@ def router(
         The words of `prompt` and the phrases of `keywords` are preferred where the recording is in
         doubt. `temperature` has no effect. With `stream`, the text comes window by window.
         """
-        name = ""
-        try:
-            body = await read_body(request.receive, max_body_bytes)
-            received = monotonic()
-            content_type = request.headers.get("content-type", "")
-            form = await asyncio.to_thread(parse_form, content_type, body)
-            wishes = _wishes(form)
-            name = wishes.model
-            task = _recogniser(server, name)
-            _check_language(wishes, task)
-            recording = await _prepared(asking, task, form, wishes)
-        except RequestError:
-            if name:
-                server.note_invalid(name)
-            raise
-        outputs = asking.outputs(name, recording, received)
+        received, wishes, task, recording = await question(request)
+        outputs = asking.outputs(wishes.model, recording, received)
         if wishes.stream:
             events = _events(outputs, task, recording, statuses)
             # The status is that of the first event, so it must be there before anything is sent.
@@ -122,8 +110,30 @@ def router(
         async with aclosing(_pushed(transcriber, recording, outputs)) as pushed:
             async for _ in pushed:
                 pass
-        render = _FORMATS[wishes.response_format]
-        return render(transcriber.transcript(recording.duration_s), wishes, task)
+
+        def rendered() -> Response:
+            transcript = transcriber.transcript(recording.duration_s)
+            return _FORMATS[wishes.response_format](transcript, wishes, task)
+
+        return await asyncio.to_thread(rendered)
+
+    async def question(request: Request) -> tuple[float, _Wishes, SpeechRecognition, Recording]:
+        """When it had come, and what it is. Nothing of the body is left."""
+        name = ""
+        try:
+            body = await read_body(request.receive, max_body_bytes)
+            received = monotonic()
+            content_type = request.headers.get("content-type", "")
+            form = await asyncio.to_thread(parse_form, content_type, body)
+            name = form.fields.get("model", [""])[-1]
+            wishes = _wishes(form)
+            task = _recogniser(server, name)
+            _check_language(wishes, task)
+            return received, wishes, task, await _prepared(asking, task, form, wishes)
+        except RequestError:
+            if name:
+                server.note_invalid(name)
+            raise
 
     return routes
 
@@ -131,16 +141,11 @@ def router(
 def _wishes(form: Form) -> _Wishes:
     several = ("keywords", "timestamp_granularities")
     values = {name: given if name in several else given[-1] for name, given in form.fields.items()}
-    try:
-        wishes = _Wishes.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][0])
-        raise _about(field, f"{first['msg']}, got {shown(values.get(field))}") from None
+    wishes = checked(_Wishes, values)
     if wishes.timestamp_granularities and wishes.response_format != "verbose_json":
-        raise _about("timestamp_granularities", "expected response_format 'verbose_json' with it")
+        raise about("timestamp_granularities", "expected response_format 'verbose_json' with it")
     if wishes.stream and wishes.response_format not in ("json", "text"):
-        raise _about(
+        raise about(
             "stream",
             f"expected response_format 'json' or 'text' with it, got {wishes.response_format!r}",
         )
@@ -154,27 +159,22 @@ def _recogniser(server: Server, name: str) -> SpeechRecognition:
         error.field = "model"
         raise
     if not isinstance(task, SpeechRecognition):
-        raise _about("model", f"expected a model that recognises speech, got {shown(name)}")
+        raise about("model", f"expected a model that recognises speech, got {shown(name)}")
     return task
 
 
 def _check_language(wishes: _Wishes, task: SpeechRecognition) -> None:
     known = task.settings.language
     if known and wishes.language and wishes.language.partition("-")[0].lower() != known:
-        raise _about("language", f"expected {known!r}, got {shown(wishes.language)}")
+        raise about("language", f"expected {known!r}, got {shown(wishes.language)}")
 
 
 async def _prepared(
     asking: Asking, task: SpeechRecognition, form: Form, wishes: _Wishes
 ) -> Recording:
     if "file" not in form.files:
-        raise _about("file", "expected a file with the bytes of a recording, got none")
-    hot_words = list(dict.fromkeys([*wishes.keywords, *wishes.prompt.split()]))
-    try:
-        settings = task.Parameters.model_validate({"hot_words": hot_words})
-    except ValidationError as error:
-        field = "keywords" if wishes.keywords else "prompt"
-        raise _about(field, error.errors()[0]["msg"]) from None
+        raise about("file", "expected a file with the bytes of a recording, got none")
+    settings = expecting(task, wishes.prompt, wishes.keywords)
     try:
         recording = await asking.prepare(task, form.files["file"], settings)
     except RequestError as error:
@@ -182,12 +182,6 @@ async def _prepared(
         raise
     assert isinstance(recording, Recording)
     return recording
-
-
-def _about(field: str, message: str) -> InvalidRequest:
-    error = InvalidRequest(f"{field}: {message}")
-    error.field = field
-    return error
 
 
 async def _pushed(
@@ -212,20 +206,20 @@ async def _events(
     Raises what goes wrong before the first event.
     """
     transcriber = task.transcriber(recording.settings)
-    begun = False
+    text = ""
     async with aclosing(_pushed(transcriber, recording, outputs)) as pushed:
         try:
             async for _ in pushed:
                 if news := transcriber.news():
-                    begun = True
+                    text += news
                     yield _delta(news)
             if news := transcriber.news(final=True):
                 yield _delta(news)
-            text = transcriber.transcript(recording.duration_s).text
-            yield event(orjson.dumps({"type": "transcript.text.done", "text": text}))
+            done = {"type": "transcript.text.done", "text": text + news}
+            yield event(orjson.dumps(done))
             yield event(b"[DONE]")
         except Exception as error:
-            if not begun:
+            if not text:
                 raise
             status, message, _ = describe(error, statuses)
             yield event(openai_error(status, message, error))

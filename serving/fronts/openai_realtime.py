@@ -1,37 +1,44 @@
 """/v1/realtime: live transcription over a WebSocket, in the events of OpenAI's Realtime API.
 
 A caller connects with `?model=NAME` and sends 16-bit little-endian PCM of one channel: in base64 by
-`input_audio_buffer.append`, or as it is in binary messages. It is 24,000 samples a second unless
-`session.update` names another `rate`. What has become certain is told after every chunk
-(`conversation.item.input_audio_transcription.delta`). `input_audio_buffer.commit` ends a recording
-and is answered by its whole text (`….completed`); what is appended then begins the next one.
+`input_audio_buffer.append`, or as it is in binary messages, of a megabyte at most. It is 24,000
+samples a second unless `session.update` names another `rate`. What has become certain is told after
+every chunk (`conversation.item.input_audio_transcription.delta`). `input_audio_buffer.commit` ends
+a recording and is answered by its whole text (`….completed`); what is appended then begins the next
+one. If the model has failed, or has forgotten a recording that paused for too long, that is told
+(`….failed`) and the recording is over.
 
 Voice activity is not detected: the caller says where a recording ends. Events are answered in
-order, so whoever sends faster than the model computes is held up and not buffered.
+order, so whoever sends faster than the model computes is held up and not buffered; so are the pings
+by which such a caller asks whether the server is there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import numpy as np
 import orjson
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field
 
-from serving.errors import InvalidRequest, RequestError, SlipwayError, shown
+from serving.errors import InvalidRequest, RequestError, Unavailable, shown
 from serving.fronts.asgi import describe
+from serving.fronts.asking import leave
+from serving.fronts.checked import about, checked
 from serving.fronts.openai import openai_error
+from serving.fronts.prompt import expecting
 from serving.fronts.restricted import Restrictions
 from serving.server import Server
 from serving.speech.chunks import Chunk, Chunker
 from serving.tasks.speech_recognition import INPUT, SpeechRecognition, frames_of
-from serving.types import InferRequest, SequenceStep, Tensors
+from serving.types import InferRequest, SequenceStep
 
 DEFAULT_RATE_HZ = 24_000
 MAX_RECORDING_S = 3600
@@ -89,9 +96,12 @@ class _Clear(_Event, frozen=True):
     type: Literal["input_audio_buffer.clear"]
 
 
-_EVENTS: TypeAdapter[_Update | _Append | _Commit | _Clear] = TypeAdapter(
-    Annotated[_Update | _Append | _Commit | _Clear, Field(discriminator="type")]
-)
+_EVENTS: Mapping[str, type[_Update | _Append | _Commit | _Clear]] = {
+    "session.update": _Update,
+    "input_audio_buffer.append": _Append,
+    "input_audio_buffer.commit": _Commit,
+    "input_audio_buffer.clear": _Clear,
+}
 
 
 def router(server: Server, restrictions: Restrictions, statuses: Mapping[str, int]) -> APIRouter:
@@ -105,15 +115,15 @@ def router(server: Server, restrictions: Restrictions, statuses: Mapping[str, in
         except RequestError:
             await socket.close(_POLICY_VIOLATION)  # which refuses the connection
             return
-        await socket.accept()
-        name = socket.query_params.get("model", "")
-        try:
-            task = _live_recogniser(server, name)
-        except RequestError as error:
-            await _send_error(socket, error, statuses)
-            await socket.close(_POLICY_VIOLATION)
-            return
         with suppress(WebSocketDisconnect):
+            await socket.accept()
+            name = socket.query_params.get("model", "")
+            try:
+                task = _live_recogniser(server, name)
+            except RequestError as error:
+                await _send(socket, "error", error=_told(error, statuses))
+                await socket.close(_POLICY_VIOLATION)
+                return
             await _Connection(server, socket, name, task, statuses).run()
 
     return routes
@@ -122,30 +132,35 @@ def router(server: Server, restrictions: Restrictions, statuses: Mapping[str, in
 def _live_recogniser(server: Server, name: str) -> SpeechRecognition:
     try:
         task = server.model(name).task
-        if not isinstance(task, SpeechRecognition) or not task.settings.is_live:
-            raise InvalidRequest(f"model: expected a model that hears live, got {shown(name)}")
     except RequestError as error:
         error.field = "model"
         raise
+    if not isinstance(task, SpeechRecognition) or not task.settings.is_live:
+        raise about("model", f"expected a model that hears live, got {shown(name)}")
     return task
 
 
 class _Recording:
     """One recording that is going on: a sequence of chunks for the model."""
 
-    def __init__(self, server: Server, name: str, task: SpeechRecognition, session: _Session):
+    def __init__(
+        self,
+        server: Server,
+        name: str,
+        task: SpeechRecognition,
+        rate_hz: int,
+        parameters: SpeechRecognition.Parameters,
+    ):
         self.id = uuid4().hex
+        self.text = ""
+        """What has become certain."""
         self._server = server
         self._name = name
         self._rate_hz = task.settings.sampling_rate
-        self._resampler = task.resampler(session.audio.input.format.rate)
+        self._resampler = task.resampler(rate_hz)
         self._chunker = Chunker(task.settings)
-        hot_words = dict.fromkeys(session.audio.input.transcription.prompt.split())
-        try:
-            parameters = task.Parameters(hot_words=tuple(hot_words))
-        except ValidationError as error:
-            raise InvalidRequest(f"prompt: {error.errors()[0]['msg']}") from None
-        self.transcriber = task.transcriber(parameters)
+        self._transcriber = task.transcriber(parameters)
+        self._searches = bool(parameters.hot_words)
         self._has_begun = False
 
     @property
@@ -154,17 +169,36 @@ class _Recording:
 
     def push(self, pcm: bytes) -> Iterable[Chunk]:
         """The chunks that are complete with these samples."""
-        if len(pcm) % 2:
-            raise InvalidRequest(f"audio: expected samples of 2 bytes each, got {len(pcm)} bytes")
         if self.duration_s > MAX_RECORDING_S:
-            raise InvalidRequest(f"audio: commit the recording, it has {MAX_RECORDING_S} seconds")
+            raise about("audio", f"commit the recording, it has {MAX_RECORDING_S} seconds")
         samples = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
         return self._chunker.push(self._resampler.push(samples))
 
     async def hear(self, chunk: Chunk, *, is_last: bool = False) -> None:
         samples, window = chunk
-        outputs = await self._infer(samples[np.newaxis], is_last=is_last)
-        self.transcriber.push(frames_of(outputs), window)
+        step = SequenceStep(self.id, start=not self._has_begun, end=is_last)
+        inputs = {INPUT: samples[np.newaxis]}
+        self._has_begun = True
+        try:
+            response = await self._server.infer(InferRequest(self._name, inputs, sequence=step))
+        except InvalidRequest:
+            # The caller knows nothing of sequences, and cannot mend a chunk.
+            raise Unavailable(
+                "the model has forgotten the recording, as it does after a long pause or for a"
+                " new version; append it anew"
+            ) from None
+        frames = frames_of(response.outputs)
+        if self._searches:
+            # In noise, a beam search of one chunk takes twenty milliseconds.
+            await asyncio.to_thread(self._transcriber.push, frames, window)
+        else:
+            self._transcriber.push(frames, window)
+
+    def news(self, *, final: bool = False) -> str:
+        """The text that has become certain since this was last asked; if `final`, all the rest."""
+        news = self._transcriber.news(final=final)
+        self.text += news
+        return news
 
     async def finish(self) -> None:
         """Hear what is left."""
@@ -176,17 +210,9 @@ class _Recording:
     async def drop(self) -> None:
         """Let the model forget a recording that will not go on."""
         if self._has_begun:
-            with suppress(SlipwayError):
-                [*_, (samples, _)] = self._chunker.finish()
-                await self._infer(np.zeros_like(samples)[np.newaxis], is_last=True)
-
-    async def _infer(self, samples: Any, *, is_last: bool) -> Tensors:
-        step = SequenceStep(self.id, start=not self._has_begun, end=is_last)
-        response = await self._server.infer(
-            InferRequest(self._name, {INPUT: samples}, sequence=step)
-        )
-        self._has_begun = not is_last
-        return response.outputs
+            [*_, (samples, _)] = self._chunker.finish()
+            silence = np.zeros_like(samples)[np.newaxis]
+            await leave(self._server, self._name, self.id, {INPUT: silence})
 
 
 class _Connection:
@@ -206,7 +232,9 @@ class _Connection:
         self._task = task
         self._statuses = statuses
         transcription = _Transcription(model=name, language=task.settings.language)
+        self._id = uuid4().hex
         self._session = _Session(audio=_Audio(input=_Input(transcription=transcription)))
+        self._parameters = task.Parameters()
         self._recording: _Recording | None = None
         self._before: str | None = None
 
@@ -228,27 +256,27 @@ class _Connection:
                 await self._append(pcm)
                 return
             event = _parsed(message["text"])
-            event_id = event.event_id
+            event_id = event.get("event_id")
             await self._do(event)
-        except WebSocketDisconnect:
-            raise
         except InvalidRequest as error:
             self._server.note_invalid(self._name)
-            await _send_error(self._socket, error, self._statuses, event_id)
-        except Exception as error:
-            # The model may not have heard a chunk, so what follows would not fit.
-            await self._drop()
-            await _send_error(self._socket, error, self._statuses, event_id)
+            told = _told(error, self._statuses)
+            await self._send("error", error={**told, "event_id": event_id})
 
-    async def _do(self, event: _Update | _Append | _Commit | _Clear) -> None:
-        match event:
-            case _Update():
-                await self._update(event.session)
-            case _Append():
+    async def _do(self, event: Mapping[str, Any]) -> None:
+        kind = event.get("type")
+        if not isinstance(kind, str) or kind not in _EVENTS:
+            raise about("type", f"expected one of {', '.join(_EVENTS)}, got {shown(kind)}")
+        match checked(_EVENTS[kind], event):
+            case _Update() as update:
+                await self._update(update.session)
+            case _Append() as append:
                 try:
-                    pcm = base64.b64decode(event.audio, validate=True)
+                    pcm = base64.b64decode(append.audio, validate=True)
                 except (binascii.Error, ValueError):
-                    raise InvalidRequest("audio: expected a string in base64") from None
+                    raise about(
+                        "audio", f"expected a string in base64, got {shown(append.audio)}"
+                    ) from None
                 await self._append(pcm)
             case _Commit():
                 await self._commit()
@@ -256,44 +284,74 @@ class _Connection:
                 await self._drop()
                 await self._send("input_audio_buffer.cleared")
 
-    async def _update(self, session: _Session) -> None:
+    async def _update(self, changes: _Session) -> None:
         if self._recording is not None:
-            raise InvalidRequest("session: a recording is going on; commit or clear it first")
+            raise about("session", "a recording is going on; commit or clear it first")
+        # What an update does not name stays as it is.
+        whole = _merged(self._session.model_dump(), changes.model_dump(exclude_unset=True))
+        session = checked(_Session, whole, "session")
         wanted = session.audio.input.transcription
         known = self._task.settings.language
         if wanted.model not in (None, self._name):
-            raise InvalidRequest(f"model: expected {self._name!r}, which this connection has")
+            raise about("model", f"expected {self._name!r}, which this connection has")
         if known and wanted.language and wanted.language.partition("-")[0].lower() != known:
-            raise InvalidRequest(f"language: expected {known!r}, got {shown(wanted.language)}")
+            raise about("language", f"expected {known!r}, got {shown(wanted.language)}")
+        self._parameters = expecting(self._task, wanted.prompt)
         self._session = session
         await self._send("session.updated", session=self._described())
 
     async def _append(self, pcm: bytes) -> None:
+        if len(pcm) % 2:
+            raise about("audio", f"expected samples of 2 bytes each, got {len(pcm)} bytes")
+        if not pcm:
+            return
         if self._recording is None:
-            self._recording = _Recording(self._server, self._name, self._task, self._session)
+            rate_hz = self._session.audio.input.format.rate
+            self._recording = _Recording(
+                self._server, self._name, self._task, rate_hz, self._parameters
+            )
         recording = self._recording
-        for chunk in recording.push(pcm):
-            await recording.hear(chunk)
-            await self._tell(recording, recording.transcriber.news())
+        chunks = recording.push(pcm)
+        async with self._transcribing(recording):
+            for chunk in chunks:
+                await recording.hear(chunk)
+                await self._tell(recording, recording.news())
 
     async def _commit(self) -> None:
         recording = self._recording
         if recording is None:
-            raise InvalidRequest("commit: nothing has been appended")
+            raise InvalidRequest("nothing has been appended to commit")
         await self._send(
             "input_audio_buffer.committed", item_id=recording.id, previous_item_id=self._before
         )
-        duration_s = recording.duration_s
-        await recording.finish()
-        await self._tell(recording, recording.transcriber.news(final=True))
-        self._recording, self._before = None, recording.id
-        await self._send(
-            "conversation.item.input_audio_transcription.completed",
-            item_id=recording.id,
-            content_index=0,
-            transcript=recording.transcriber.transcript(recording.duration_s).text,
-            usage={"type": "duration", "seconds": round(duration_s, 3)},
-        )
+        self._before = recording.id
+        async with self._transcribing(recording):
+            await recording.finish()
+            self._recording = None
+            await self._tell(recording, recording.news(final=True))
+            await self._send(
+                "conversation.item.input_audio_transcription.completed",
+                item_id=recording.id,
+                content_index=0,
+                transcript=recording.text,
+                usage={"type": "duration", "seconds": round(recording.duration_s, 3)},
+            )
+
+    @asynccontextmanager
+    async def _transcribing(self, recording: _Recording) -> AsyncIterator[None]:
+        """Ends a recording with which something goes wrong: the model may have missed a chunk."""
+        try:
+            yield
+        except WebSocketDisconnect:
+            raise
+        except Exception as error:
+            await self._drop()
+            await self._send(
+                "conversation.item.input_audio_transcription.failed",
+                item_id=recording.id,
+                content_index=0,
+                error=_told(error, self._statuses),
+            )
 
     async def _tell(self, recording: _Recording, text: str) -> None:
         if text:
@@ -310,26 +368,37 @@ class _Connection:
             await recording.drop()
 
     async def _send(self, type: str, **fields: Any) -> None:
-        event = {"type": type, "event_id": uuid4().hex, **fields}
-        await self._socket.send_text(orjson.dumps(event).decode())
+        await _send(self._socket, type, **fields)
 
     def _described(self) -> dict[str, Any]:
-        return {"object": "realtime.transcription_session", **self._session.model_dump()}
+        object = "realtime.transcription_session"
+        return {"id": self._id, "object": object, **self._session.model_dump()}
 
 
-async def _send_error(
-    socket: WebSocket, error: Exception, statuses: Mapping[str, int], event_id: str | None = None
-) -> None:
-    status, message, _ = describe(error, statuses)
-    told = orjson.loads(openai_error(status, message, error))["error"]
-    event = {"type": "error", "event_id": uuid4().hex, "error": {**told, "event_id": event_id}}
+async def _send(socket: WebSocket, type: str, **fields: Any) -> None:
+    event = {"type": type, "event_id": uuid4().hex, **fields}
     await socket.send_text(orjson.dumps(event).decode())
 
 
-def _parsed(text: str) -> _Update | _Append | _Commit | _Clear:
+def _told(error: Exception, statuses: Mapping[str, int]) -> dict[str, Any]:
+    """What an event says of an error."""
+    status, message, _ = describe(error, statuses)
+    told: dict[str, Any] = orjson.loads(openai_error(status, message, error))["error"]
+    return told
+
+
+def _parsed(text: str) -> dict[str, Any]:
     try:
-        return _EVENTS.validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"][1:])) or "the event"
-        raise InvalidRequest(f"{field}: {first['msg']}") from None
+        event = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"expected an event as JSON: {error}") from None
+    if not isinstance(event, dict):
+        raise InvalidRequest(f"expected an event, which is a JSON object, got {shown(event)}")
+    return event
+
+
+def _merged(whole: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    return whole | {
+        name: _merged(whole[name], value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }

@@ -12,15 +12,16 @@ from time import monotonic
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from serving.errors import InvalidRequest, RequestError, Unsupported, shown
+from serving.errors import InvalidRequest, RequestError, Unsupported
 from serving.fronts.asgi import JSON, Headers, check_post, describe, error_body, read_body, respond
 from serving.fronts.asking import Asking
+from serving.fronts.checked import checked
 from serving.fronts.restricted import Restrictions
 from serving.server import Server
-from serving.tasks import Task
+from serving.tasks import Question, Task
 
 _TARGET = re.compile(r"/models/([^/]+)")
 
@@ -99,16 +100,22 @@ class TaskRoute:
             raise Unsupported(
                 f"model {name!r} has no task; ask it with POST /v2/models/{name}/infer"
             )
+        received, question = await self._question(name, task, asked, receive)
+        return await self._asking.answer(name, task, question, received)
+
+    async def _question(
+        self, name: str, task: Task, asked: Mapping[bytes, bytes], receive: Receive
+    ) -> tuple[float, Question]:
+        """When it had come, and what it is. Nothing of the body is left."""
         try:
             body = await read_body(receive, self._max_body_bytes)
             received = monotonic()
             content_type = asked.get(b"content-type", b"").decode("latin-1")
             payload, settings = _open_envelope(content_type, body, task)
-            question = await self._asking.prepare(task, payload, settings)
+            return received, await self._asking.prepare(task, payload, settings)
         except RequestError:
             self._server.note_invalid(name)
             raise
-        return await self._asking.answer(name, task, question, received)
 
 
 def _open_envelope(content_type: str, body: bytes, task: Task) -> tuple[object, BaseModel]:
@@ -126,13 +133,5 @@ def _open_envelope(content_type: str, body: bytes, task: Task) -> tuple[object, 
         )
     if document.get("stream"):
         raise Unsupported("stream: ask for a stream with POST /v2/models/{name}/generate_stream")
-    return document["inputs"], _checked(task.Parameters, document.get("parameters") or {})
-
-
-def _checked(schema: type[BaseModel], parameters: object) -> BaseModel:
-    try:
-        return schema.model_validate(parameters)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(["parameters", *map(str, first["loc"])])
-        raise InvalidRequest(f"{field}: {first['msg']}, got {shown(first['input'])}") from None
+    parameters = document.get("parameters") or {}
+    return document["inputs"], checked(task.Parameters, parameters, "parameters")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from time import monotonic
@@ -10,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from serving.errors import InferenceFailed, Overloaded
 from serving.fronts.asking import AT_ONCE, Asking
@@ -63,6 +67,43 @@ async def test_a_failure_ends_what_is_under_way(failing: int) -> None:
     with pytest.raises((InferenceFailed, Overloaded)):
         [answer async for answer in outputs(server, 30)]
     assert server.under_way == 0
+
+
+class Nothing(BaseModel):
+    """Settings of a task that has none."""
+
+
+class Heavy:
+    """A task that takes long to read a question."""
+
+    takes_long = True
+
+    def __init__(self) -> None:
+        self.under_way = self.most = 0
+        self._lock = threading.Lock()
+
+    def preprocess(self, payload: object, settings: object) -> Question:
+        with self._lock:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        time.sleep(0.05)
+        with self._lock:
+            self.under_way -= 1
+        return question(1)
+
+
+async def test_what_is_decoded_at_once_is_bounded_also_for_callers_who_leave() -> None:
+    task: Any = Heavy()
+    asking = Asking(cast(Server, Slow({})))
+    for _ in range(10):
+        leaving = [asyncio.create_task(asking.prepare(task, b"", Nothing())) for _ in range(9)]
+        await asyncio.sleep(0.01)
+        for caller in leaving:
+            caller.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+    await asking.prepare(task, b"", Nothing())
+    assert task.most == os.cpu_count()
+    assert task.under_way == 0
 
 
 async def test_who_stops_listening_leaves_nothing_behind() -> None:

@@ -86,6 +86,37 @@ def test_a_recording_cut_short_is_refused(kind: str, share: float) -> None:
         decode(whole[: int(len(whole) * share)], RATE_HZ)
 
 
+def tagged(mp3: bytes, tag: bytes) -> bytes:
+    """With a tag, such as of a picture, before the first frame."""
+    size = bytes((len(tag) >> shift) & 127 for shift in (21, 14, 7, 0))
+    return b"ID3\x03\0\0" + size + tag + mp3
+
+
+def test_an_mp3_file_may_have_a_tag_of_any_size() -> None:
+    whole = encoded(tone(3, RATE_HZ), kind="mp3")
+    picture = tagged(whole, b"APIC" + bytes(40_000))
+    assert len(decode(picture, RATE_HZ)) == pytest.approx(3 * RATE_HZ, abs=2)
+    with pytest.raises(InvalidRequest, match=r"header says 3\.00 s, and \d\.\d\d s are there"):
+        decode(picture[:-2000], RATE_HZ)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("tag", [b"TIT2\0\0\0\x05\0\0\0Info", b"APIC" + bytes(40_000)])
+def test_an_mp3_file_that_does_not_tell_its_length_is_heard_to_its_end(
+    channels: int, tag: bytes
+) -> None:
+    # From its first frames, which have fewer bits, nobody can guess how long it is.
+    sound = np.concatenate([np.zeros(RATE_HZ), tone(2, RATE_HZ)])
+    sound += np.random.default_rng(0).normal(0, 0.1, len(sound)) * (sound != 0)
+    told = encoded(sound, kind="mp3", channels=channels)
+    untold = told.replace(b"Xing", bytes(4), 1)
+    assert untold != told
+    # What the encoder put in front and behind is heard, too.
+    assert 0 <= len(decode(tagged(untold, tag), RATE_HZ)) - len(sound) < 3000
+    with pytest.raises(InvalidRequest, match="cut short"):
+        decode(untold[:-100], RATE_HZ)
+
+
 def wav_saying(size: int) -> bytes:
     whole = bytearray(encoded(tone(1, RATE_HZ)))
     struct.pack_into("<I", whole, whole.index(b"data") + 4, size)
@@ -125,8 +156,12 @@ def test_a_recording_from_a_pipe_does_not_know_its_length(body: bytes) -> None:
         (b"", "the recording is empty; expected the bytes of a WAV"),
         (b"Dear server, please transcribe this letter.\n" * 9, "of no known format"),
         (b"RIFF", "of no known format"),
+        (b"RF64\xff\xff\xff\xffWAVE", "of no known format"),
+        (b"RIFF\0\0\0\0WAVE" + b"junk\0\0\0\0" * 200, "no samples in its first 100 chunks"),
         (b"\xff", "of no known format"),
         (b"\xff\xfb" * 500, "damaged, cut short, or of a kind that cannot be decoded"),
+        (b"ID3", "damaged, cut short"),
+        (b"\xff\xfb\x90\0Xing", "damaged, cut short"),
         (b"ID3\x03\0\0\0\0\0\0" + b"a" * 500, "damaged, cut short"),
         (wav(np.zeros(0)), "has 0.0 ms; expected at least 10"),
         (wav(np.zeros(100)), "has 6.2 ms; expected at least 10"),

@@ -46,7 +46,7 @@ def test_fields_and_files() -> None:
         (TYPE, form(('name="a"', b"b"))[:-9], "the form is cut short"),
         (TYPE, b"no form", "the form cannot be read"),
         (TYPE, form(('filename="a"', b"b")), "a part of the form has no name"),
-        (TYPE, form(('name="a"', b"\xff")), "a: not text in UTF-8"),
+        (TYPE, form(('name="a"', b"\xff")), "a: expected text in UTF-8, or a file with a filename"),
     ],
 )
 def test_what_is_no_form_is_refused(content_type: str, body: bytes, message: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import queue
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,8 @@ LIVE = settings(
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository = tmp_path_factory.mktemp("repository")
     write_live(repository, "live")
+    config = write_live(repository, "single") / "config.pbtxt"
+    config.write_text(config.read_text().replace("sequences: 1024", "sequences: 1"))
     with serving(repository) as running:
         yield running
 
@@ -45,6 +50,20 @@ def test_whole_files_are_heard_as_if_live(live: RunningServer, text: str) -> Non
     words = text.split()
     before = [len(" ".join(words[:at])) + (at > 0) for at in range(len(words))]
     assert starts == pytest.approx([0.12 + 0.24 * count for count in before], abs=0.041)
+
+
+def test_who_does_not_wait_for_the_answer_gives_the_slot_back(live: RunningServer) -> None:
+    long = encoded(np.zeros(1500 * 16_000, np.int16), kind="flac")
+    with closing(http.client.HTTPConnection(live.http)) as connection:
+        connection.request("POST", "/models/single", long)
+        before = metric(live, "nv_inference_count", model="single")
+        while metric(live, "nv_inference_count", model="single") == before:
+            time.sleep(0.05)
+    began = time.monotonic()
+    status, answer = call(live.http_port, "POST", "/models/single", encoded(spoken(TEXT)))
+    assert (status, json.loads(answer)["text"]) == (200, TEXT)
+    # The slot of one who is silent would be free after ten seconds.
+    assert time.monotonic() - began < 5
 
 
 def test_the_openai_client_streams_a_file(live: RunningServer) -> None:

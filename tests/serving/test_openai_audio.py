@@ -185,7 +185,9 @@ def test_a_silent_stream_ends_at_once(client: OpenAI) -> None:
         assert [part.type for part in stream] == ["transcript.text.done"]
 
 
-@pytest.mark.parametrize("wishes", [{"prompt": "a cut"}, {"keywords": ["Cut"]}])
+@pytest.mark.parametrize(
+    "wishes", [{"prompt": "a cut"}, {"prompt": "A (cut), please."}, {"keywords": ["Cut"]}]
+)
 def test_prompts_and_keywords_are_hot_words(client: OpenAI, wishes: dict[str, Any]) -> None:
     doubtful = ("cat.wav", encoded(mixed("cat", "cut", 0.51)))
     plain = client.audio.transcriptions.create(file=doubtful, model="tones")
@@ -212,7 +214,7 @@ def test_what_has_no_effect_is_taken(client: OpenAI) -> None:
         ({"timestamp_granularities": ["word"]}, "timestamp_granularities", "'verbose_json'"),
         (
             {"timestamp_granularities": ["line"], "response_format": "verbose_json"},
-            "timestamp_granularities",
+            "timestamp_granularities.0",
             "Input should be 'word' or 'segment'",
         ),
         ({"stream": True, "response_format": "srt"}, "stream", "with it, got 'srt'"),

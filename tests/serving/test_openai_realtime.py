@@ -21,6 +21,7 @@ from tests.support import RunningServer, call, metric, serving
 TEXT = "forty two and one"
 DELTA = "conversation.item.input_audio_transcription.delta"
 COMPLETED = "conversation.item.input_audio_transcription.completed"
+FAILED = "conversation.item.input_audio_transcription.failed"
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     write_recognizer(repository, "tones")
     config = write_live(repository, "single") / "config.pbtxt"
     config.write_text(config.read_text().replace("sequences: 1024", "sequences: 1"))
+    config = write_live(repository, "forgetful") / "config.pbtxt"
+    config.write_text(config.read_text().replace("microseconds: 10000000", "microseconds: 300000"))
     with serving(repository) as running:
         yield running
 
@@ -128,17 +131,19 @@ async def test_mistakes_are_named_and_the_recording_goes_on(live: RunningServer)
         half = len(raw) // 4 * 2
         await socket.send(raw[:half])
         mistakes: list[tuple[str | bytes, str]] = [
-            ("{", "the event: Invalid JSON"),
-            ('{"type": "response.create"}', "does not match any of the expected tags"),
+            ("{", "expected an event as JSON"),
+            ("[]", "expected an event, which is a JSON object, got an array"),
+            ('{"type": "response.create"}', "type: expected one of session.update, input_audio"),
+            ('{"type": "input_audio_buffer.append"}', "audio: Field required"),
             (b"\0\0\0", "audio: expected samples of 2 bytes each, got 3 bytes"),
             (
-                '{"type": "input_audio_buffer.append", "audio": "é", "event_id": "7"}',
-                "audio: expected a string in base64",
+                '{"type": "input_audio_buffer.append", "audio": "é"}',
+                "audio: expected a string in base64, got 'é'",
             ),
             (
                 '{"type": "session.update", "session":'
                 ' {"audio": {"input": {"format": {"rate": 1}}}}}',
-                "session.audio.input.format.rate: Input should be greater",
+                "session.audio.input.format.rate: Input should be greater than or equal to 8000",
             ),
             ('{"type": "session.update", "session": {}}', "a recording is going on"),
         ]
@@ -162,12 +167,86 @@ async def test_mistakes_are_named_and_the_recording_goes_on(live: RunningServer)
         assert await heard(socket) == ("anew", "anew")
 
 
+async def test_an_error_says_which_event_was_wrong(live: RunningServer) -> None:
+    async with connect(at(live)) as socket:
+        await answer(socket)
+        for mistake in ({"audio": "é"}, {"audio": 7}, {"audio": "", "rate": 1}):
+            await tell(socket, "input_audio_buffer.append", event_id="seven", **mistake)
+            error = (await answer(socket))["error"]
+            assert (error["event_id"], error["code"]) == ("seven", "invalid_argument")
+            assert error["param"] == [*mistake][-1]
+
+
+async def test_an_update_leaves_what_it_does_not_name(live: RunningServer) -> None:
+    async with connect(at(live)) as socket:
+        created = (await answer(socket))["session"]
+        assert created["id"]
+        for changes in (
+            {"format": {"type": "audio/pcm", "rate": 8000}},
+            {"transcription": {"prompt": "forty, two."}},
+        ):
+            await tell(socket, "session.update", session={"audio": {"input": changes}})
+            updated = (await answer(socket))["session"]
+        wanted = updated["audio"]["input"]
+        assert wanted["format"] == {"type": "audio/pcm", "rate": 8000}
+        assert wanted["transcription"]["prompt"] == "forty, two."
+        assert (wanted["transcription"]["model"], updated["id"]) == ("live", created["id"])
+        many = {"transcription": {"prompt": " ".join(map(str, range(201)))}}
+        await tell(socket, "session.update", session={"audio": {"input": many}})
+        error = (await answer(socket))["error"]
+        assert (error["param"], "at most 200 items" in error["message"]) == ("prompt", True)
+        await socket.send(pcm(TEXT, 8000))
+        await tell(socket, "input_audio_buffer.commit")
+        assert await heard(socket) == (TEXT, TEXT)
+
+
+@pytest.mark.parametrize("nothing", [b"\0", b""])
+async def test_what_is_no_sound_begins_no_recording(live: RunningServer, nothing: bytes) -> None:
+    async with connect(at(live)) as socket:
+        await answer(socket)
+        await socket.send(nothing)
+        await tell(socket, "session.update", session={})
+        while (event := await answer(socket))["type"] == "error":
+            assert "2 bytes each, got 1 bytes" in event["error"]["message"]
+        assert event["type"] == "session.updated"
+        await tell(socket, "input_audio_buffer.commit")
+        assert "nothing has been appended" in (await answer(socket))["error"]["message"]
+
+
+async def test_a_recording_that_the_model_has_forgotten_is_over(live: RunningServer) -> None:
+    async with connect(at(live, "forgetful")) as socket:
+        await answer(socket)
+        await socket.send(pcm(TEXT))
+        item = (await answer(socket))["item_id"]
+        await asyncio.sleep(0.8)
+        await tell(socket, "input_audio_buffer.commit", event_id="late")
+        while (event := await answer(socket))["type"] in (DELTA, "input_audio_buffer.committed"):
+            pass
+        assert (event["type"], event["item_id"]) == (FAILED, item)
+        assert "forgotten the recording" in event["error"]["message"]
+        assert "START" not in event["error"]["message"]
+        await socket.send(pcm("anew"))
+        await tell(socket, "input_audio_buffer.commit")
+        assert await heard(socket) == ("anew", "anew")
+
+
 async def test_who_leaves_gives_the_slot_back(live: RunningServer) -> None:
     for _ in range(2):
         async with connect(at(live, "single")) as socket:
             await answer(socket)
             await socket.send(pcm(TEXT))
             assert (await asyncio.wait_for(answer(socket), 5))["type"] == DELTA
+
+
+@pytest.mark.slow
+async def test_pings_may_be_answered_late(live: RunningServer) -> None:
+    async with connect(at(live), ping_interval=None) as socket:
+        socket.transport.pause_reading()
+        await asyncio.sleep(45)
+        socket.transport.resume_reading()
+        await socket.send(pcm(TEXT))
+        await tell(socket, "input_audio_buffer.commit")
+        assert await heard(socket) == (TEXT, TEXT)
 
 
 @pytest.mark.parametrize("model", ["tones", "nobody", ""])

@@ -80,6 +80,7 @@ def folder(tmp_path: Path) -> Path:
     write(tmp_path, "c.ogg", 2.0, 48_000, 1)
     for number in range(3):
         write(tmp_path, f"{number}.wav", 0.3 + 0.1 * number, RATE_HZ, 1)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:9_000])
     return tmp_path
 
 
@@ -123,8 +124,15 @@ def test_a_voice_is_in_one_part(folder: Path) -> None:
         (["path,text", "a.wav,b,c"], r"mine\.csv, line 2: expected 2 fields"),
         (["path,text", ROWS[0], "a.wav,?!"], r"mine\.csv, line 3: the text has no words"),
         (["path,text", "x.wav,one"], r"mine\.csv, line 2: .*x\.wav: No such file"),
-        (["path,text", "mine.csv,one"], r"line 2: .*mine\.csv is no recording that can be read"),
-        (["path,text", "c.ogg,one"], r"line 2: .*c\.ogg: expected a recording of 0\.1 to 1\.5 sec"),
+        (
+            ["path,text", "mine.csv,one"],
+            r"line 2: .*mine\.csv: the recording is of no known format",
+        ),
+        (["path,text", "cut.wav,one"], r"line 2: .*cut\.wav: the recording is cut short"),
+        (
+            ["path,text", "c.ogg,one"],
+            r"line 2: .*c\.ogg: expected a recording of 0\.1 to 1\.5 s.*, got 2",
+        ),
         (["path,text", ROWS[0]], r"mine\.csv has 1 different recordings; expected at least 5"),
         (["path,text,voice", *(f"{row},me" for row in MORE)], r"has 1 different voices"),
     ],

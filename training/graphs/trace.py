@@ -28,7 +28,7 @@ def trace(
     dynamic_shapes: Mapping[str, Any],
 ) -> ModelProto:
     """Trace a module. Its arguments may be nested; the names are their tensors', in order."""
-    with _quiet(), torch.no_grad():
+    with quiet("torch.onnx"), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             kwargs=dict(inputs),
@@ -100,9 +100,12 @@ def _halve(model: ModelProto) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter says about itself; what goes wrong is raised."""
-    logger = logging.getLogger("torch.onnx")
+def quiet(logger_name: str | None) -> Iterator[None]:
+    """Without what a tool says about itself, here or, for None, to the root logger.
+
+    What goes wrong is raised.
+    """
+    logger = logging.getLogger(logger_name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

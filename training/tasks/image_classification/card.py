@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from training.parity import ParityReport, check_rows
+from training.card import last_sections
+from training.parity import ParityReport
 from training.runs import CURVES_FILE
 from training.tasks.image_classification.evaluate import Evaluation
 from training.tasks.image_classification.recipe import ImageRecipe
@@ -97,23 +98,7 @@ Training and validation pictures are not in it.
 
 ![Loss and accuracy over the epochs]({CURVES_FILE})
 
-## Parity
-
-The served graph against the model it was made from; `parity.json` holds the files' sha256.
-
-| check | measured | limit |
-|---|---|---|
-{check_rows(parity)}
-
-## How it was made
-
-```sh
-{chr(10).join(commands)}
-```
-
-The recipe in full, the seed, the hashes of data and split, and the package versions are in \
-`manifest.json`.
-"""
+{last_sections(parity, commands)}"""
 
 
 def _accuracy_rows(report: ImageReport, parity: ParityReport) -> str:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import onnx
 import torch
 from onnx import ModelProto
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from serving.tasks.image_classification import INPUT, LABELS_FILE, OUTPUT, PREPROCESSING_FILE
 from training import durable
+from training.graphs.trace import trace
 from training.parity import ParityReport
 from training.runs import FLOAT32, GRAPH_FILE, PARITY_FILE, RunDirectory
 from training.split import Split
@@ -60,35 +57,5 @@ def to_onnx(model: ImageClassifier) -> ModelProto:
     config = model.config
     # Two rows, because one would be taken for a constant.
     example = torch.zeros(2, config.channels, config.height, config.width, dtype=torch.uint8)
-    with _quiet():
-        program = torch.onnx.export(
-            model,
-            (example,),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None, "torch.onnx.export(dynamo=True) returns a program. This is a bug."
-    # Notes on where each node comes from hold the paths of source files.
-    ClearMetadataAndDocStringPass()(program.model)
-    graph = program.model_proto
-    onnx.checker.check_model(graph, full_check=True)
-    return graph
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter says about itself; what goes wrong is raised."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # torch 2.13 uses names of its own that it has deprecated.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+    batch = torch.export.Dim("batch")
+    return trace(model, {INPUT: example}, [INPUT], [OUTPUT], {INPUT: {0: batch}})

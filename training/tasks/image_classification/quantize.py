@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from tqdm import tqdm
 
 from serving.tasks.image_classification import INPUT
 from training.errors import RunError
+from training.graphs.trace import quiet
 from training.parity import ParityReport
 from training.runs import FLOAT32, GRAPH_FILE, INT8, PARITY_FILE, RunDirectory
 from training.split import Split
@@ -58,7 +57,8 @@ def quantize(
 
 
 def _quantize_graph(source: Path, target: Path, images: LabelledImages, split: Split) -> None:
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
+    # The preprocessor advises to run the preprocessor.
+    with tempfile.TemporaryDirectory() as scratch, quiet(None):
         prepared = Path(scratch, GRAPH_FILE)
         quant_pre_process(source, prepared)
         quantize_static(
@@ -90,15 +90,3 @@ class _TrainingPictures(CalibrationDataReader):  # type: ignore[misc]  # has no 
     def get_next(self) -> dict[str, Images] | None:
         batch = next(self._batches, None)
         return None if batch is None else {INPUT: batch}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the advice of the preprocessor to run the preprocessor."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)

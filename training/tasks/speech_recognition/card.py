@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from training.parity import ParityReport, number_rows
+from training.card import last_sections
+from training.parity import ParityReport
 from training.runs import CURVES_FILE
 from training.tasks.speech_recognition.graphs import CHUNK_FRAMES
 from training.tasks.speech_recognition.network import SAMPLES_PER_FRAME
@@ -101,29 +102,7 @@ the epoch that was kept, {report.epoch} of {recipe.epochs}.
 {_mistakes(report)}
 ![Loss and share of right words over the epochs]({CURVES_FILE})
 
-## Parity
-
-The served graph against the model it was made from; `parity.json` holds the files' sha256.
-
-| check | measured | limit |
-|---|---|---|
-{number_rows(parity)}
-
-## Files
-
-| file | kB | what it is |
-|---|---|---|
-{_file_rows(sizes)}
-
-## How it was made
-
-```sh
-{chr(10).join(commands)}
-```
-
-The recipe in full, the seed, the hashes of data and split, and the package versions are in \
-`manifest.json`.
-"""
+{last_sections(parity, commands, sizes, _FILES)}"""
 
 
 def _input(recipe: SpeechRecipe) -> str:
@@ -185,9 +164,3 @@ What goes wrong, the first of it in the order of the data:
 |---|---|---|---|
 {rows}
 """
-
-
-def _file_rows(sizes: Mapping[str, int]) -> str:
-    return "\n".join(
-        f"| `{name}` | {size / 1000:.0f} | {_FILES.get(name, '')} |" for name, size in sizes.items()
-    )

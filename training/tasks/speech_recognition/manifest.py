@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
 from tqdm import tqdm
 
+from serving.errors import RequestError
+from serving.speech.audio import decode
 from training.errors import DataError
 from training.split import MIN_DISTINCT_PER_CLASS, sha256_hex
 from training.tasks.speech_recognition.corpus import RATE_HZ, Corpus, Samples
@@ -32,7 +32,7 @@ class _Row:
 
 
 def read_manifest(manifest: Path, longest_seconds: float) -> Corpus:
-    """Every recording, of any rate, format and number of channels that libsndfile reads.
+    """Every recording, of any rate, format and number of channels that the served model takes.
 
     Paths count from the manifest's folder. With a column `voice` no voice is in two parts of the
     data; without it, no recording is. Raises `DataError`, which names the file and the line.
@@ -44,7 +44,7 @@ def read_manifest(manifest: Path, longest_seconds: float) -> Corpus:
             content = row.path.read_bytes()
         except OSError as error:
             raise DataError(f"{row.where}: {row.path}: {error.strerror}") from error
-        recordings.append(_read(row, longest_seconds))
+        recordings.append(_samples(row, content, longest_seconds))
         digests.append(sha256_hex(content))
     voices = tuple(row.voice for row in rows)
     groups = tuple(
@@ -95,22 +95,16 @@ def _rows(manifest: Path) -> Iterator[_Row]:
         raise DataError(f"{manifest}: {error}") from error
 
 
-def _read(row: _Row, longest_seconds: float) -> Samples:
+def _samples(row: _Row, content: bytes, longest_seconds: float) -> Samples:
     """One channel at `RATE_HZ`."""
     try:
-        with soundfile.SoundFile(row.path) as file:
-            rate_hz = file.samplerate
-            # One sample more than allowed shows that it is too long, whatever its header says.
-            waveform = file.read(int(longest_seconds * rate_hz) + 1, np.float32, always_2d=True)
-    except soundfile.LibsndfileError:
-        raise DataError(f"{row.where}: {row.path} is no recording that can be read") from None
-    if not SHORTEST_SECONDS * rate_hz <= len(waveform) <= longest_seconds * rate_hz:
+        waveform = decode(content, RATE_HZ)
+    except RequestError as error:
+        raise DataError(f"{row.where}: {row.path}: {error}") from None
+    if not SHORTEST_SECONDS * RATE_HZ <= len(waveform) <= longest_seconds * RATE_HZ:
         raise DataError(
             f"{row.where}: {row.path}: expected a recording of {SHORTEST_SECONDS:g} to"
-            f" {longest_seconds:g} seconds"
+            f" {longest_seconds:g} seconds, got {len(waveform) / RATE_HZ:.2f}"
         )
-    if not np.isfinite(waveform).all():
-        raise DataError(f"{row.where}: {row.path} has samples that are no numbers")
-    resampled = soxr.resample(waveform.mean(axis=1), rate_hz, RATE_HZ)
-    samples: Samples = np.round(resampled.clip(-1.0, 1.0) * 32767.0).astype(np.int16)
+    samples: Samples = np.round(waveform * 32767.0).astype(np.int16)
     return samples

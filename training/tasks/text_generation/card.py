@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from training.parity import ParityReport, number_rows
+from training.card import last_sections
+from training.parity import ParityReport
 from training.runs import CURVES_FILE
 from training.tasks.text_generation.network import new_tokens
 from training.tasks.text_generation.recipe import TextRecipe
@@ -97,24 +98,7 @@ The best token each time, after the beginnings of held-out files.
 
 {_samples(report)}
 
-## Parity
-
-The served graph against the model it was made from. Names, types and axes are those that serving \
-expects; `parity.json` has them, and the files' sha256.
-
-| check | measured | limit |
-|---|---|---|
-{number_rows(parity)}
-
-## How it was made
-
-```sh
-{chr(10).join(commands)}
-```
-
-The recipe in full, the seed, the hashes of data and split, and the package versions are in \
-`manifest.json`.
-"""
+{last_sections(parity, commands)}"""
 
 
 def _samples(report: TextReport) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from training.parity import ParityReport, number_rows
+from training.card import last_sections
+from training.parity import ParityReport
 from training.runs import CURVES_FILE
 from training.tasks.translation.recipe import TranslationRecipe
 from training.tasks.translation.report import TranslationReport
@@ -108,29 +109,7 @@ the right ones before, in the epoch that was kept, {report.epoch} of {recipe.epo
 {_mistakes(report)}
 ![Loss, accuracy of pieces, and exact match over the epochs]({CURVES_FILE})
 
-## Parity
-
-The served graphs against the model they were made from; `parity.json` holds the files' sha256.
-
-| check | measured | limit |
-|---|---|---|
-{number_rows(parity)}
-
-## Files
-
-| file | kB | what it is |
-|---|---|---|
-{_file_rows(sizes)}
-
-## How it was made
-
-```sh
-{chr(10).join(commands)}
-```
-
-The recipe in full, the seed, the hashes of data and split, and the package versions are in \
-`manifest.json`.
-"""
+{last_sections(parity, commands, sizes, _FILES)}"""
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -159,9 +138,3 @@ What goes wrong, the first of it in the order of the split:
 |---|---|---|
 {rows}
 """
-
-
-def _file_rows(sizes: Mapping[str, int]) -> str:
-    return "\n".join(
-        f"| `{name}` | {size / 1000:.0f} | {_FILES.get(name, '')} |" for name, size in sizes.items()
-    )
