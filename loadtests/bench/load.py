@@ -27,23 +27,24 @@ LOST = 0
 
 @dataclass
 class Group:
-    """Clients that take turns with the same texts."""
+    """Clients that take turns with the same inputs: texts, or paths of recordings."""
 
     name: str
     clients: int
-    texts: list[str]
+    inputs: list[str]
 
 
 @dataclass
 class Plan:
-    """`seconds` 0 sends every text just once, from as many clients, at the same moment."""
+    """`seconds` 0 sends every input just once, from as many clients, at the same moment."""
 
     port: int
     wire: wire.Wire
     model: str
     server_pid: int
     groups: list[Group]
-    max_new_tokens: int
+    max_new_tokens: int = 0
+    """Of texts."""
     warmup_s: float = 2.0
     seconds: float = 10.0
     sample_s: float = 0.1
@@ -52,8 +53,8 @@ class Plan:
 @dataclass
 class Outcome:
     group: str
-    text: int
-    """Its place in the group's list."""
+    number: int
+    """The input's place in the group's list."""
     latency_s: float
     status: int
     answer: str
@@ -123,7 +124,7 @@ class Connection(asyncio.Protocol):
 @dataclass
 class _Raw:
     group: str
-    text: int
+    number: int
     started: float
     ended: float
     status: int
@@ -143,8 +144,8 @@ class Load:
         clients = []
         for group in plan.groups:
             requests = [
-                wire.request(plan.wire, plan.model, text, plan.max_new_tokens)
-                for text in group.texts
+                wire.request(plan.wire, plan.model, given, plan.max_new_tokens)
+                for given in group.inputs
             ]
             numbers: Iterator[int] = iter(range(len(requests)))
             if plan.seconds:
@@ -216,7 +217,7 @@ class Load:
             text = wire.answer(self._plan.wire, raw.body, raw.header_length)
         elif raw.status != LOST:
             text = raw.body.decode(errors="replace")
-        return Outcome(raw.group, raw.text, raw.ended - raw.started, raw.status, text)
+        return Outcome(raw.group, raw.number, raw.ended - raw.started, raw.status, text)
 
 
 @dataclass
