@@ -20,11 +20,11 @@ import soundfile
 from training.tasks.speech_recognition.corpus import RATE_HZ
 from training.tasks.speech_recognition.espeak import synthesize
 from training.tasks.speech_recognition.spoken import draw
+from training.tasks.speech_recognition.utterances import normalize
 
 SHORTEST_S, LONGEST_S = 1.0, 10.0
 MEDIAN_S, SPREAD = 2.5, 0.6
 """Of the log-normal distribution of lengths: most recordings are short, one in a hundred is cut."""
-PAUSE_S = 0.15
 NOISE = 10 ** (-30 / 20)
 """Beside the speech: 30 dB below it."""
 _LIST_FILE = "clips.json"
@@ -33,6 +33,7 @@ _FAINT = 0.02
 """Of the loudest sample: what is below it before and after a word is silence."""
 
 Samples = npt.NDArray[np.float32]
+_PAUSE = np.zeros(round(0.15 * RATE_HZ), np.float32)
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Clip:
     stem: str
     """Its files are beside the list, as WAV and as FLAC."""
     seconds: float
+    first_word: str
+    """As a transcript has it."""
     first_word_end_s: float
-    """Of a recording of one utterance; of others, of its first."""
 
 
 def mixed(directory: Path, number: int, seed: int) -> list[Clip]:
@@ -76,49 +78,54 @@ def _make(directory: Path, number: int, seed: int, *, cut: bool) -> list[Clip]:
         if cut:
             length = MEDIAN_S * chance.lognormvariate(0.0, SPREAD)
             length = min(max(length, SHORTEST_S), LONGEST_S)
-            waveform, end = _joined(said, length, chance)
+            spoken = _joined(said, length, chance)
         else:
-            waveform, end = said[place]
+            spoken = said[place]
+        waveform = spoken.waveform
         level = math.sqrt(float(np.square(waveform).mean()))
         hiss = NOISE * level * noise.standard_normal(len(waveform), np.float32)
         stem = f"{place:04d}"
         for kind in ("wav", "flac"):
             heard = np.clip(waveform + hiss, -1.0, 1.0)
             soundfile.write(directory / f"{stem}.{kind}", heard, RATE_HZ, subtype="PCM_16")
-        clips.append(Clip(stem, len(waveform) / RATE_HZ, end))
+        clips.append(
+            Clip(stem, len(waveform) / RATE_HZ, spoken.first_word, spoken.first_word_end_s)
+        )
     return clips
 
 
-def _joined(
-    said: Sequence[tuple[Samples, float]], length_s: float, chance: Random
-) -> tuple[Samples, float]:
+@dataclass(frozen=True)
+class _Said:
+    waveform: Samples
+    first_word: str
+    first_word_end_s: float
+
+
+def _joined(said: Sequence[_Said], length_s: float, chance: Random) -> _Said:
     size = round(length_s * RATE_HZ)
-    pause = np.zeros(round(PAUSE_S * RATE_HZ), np.float32)
-    parts: list[Samples] = []
-    first_end = None
+    first = chance.choice(said)
+    parts = [first.waveform]
     while sum(map(len, parts)) < size:
-        waveform, end = chance.choice(said)
-        first_end = first_end or end
-        parts += [waveform, pause]
-    assert first_end is not None
-    return np.concatenate(parts)[:size], first_end
+        parts += [_PAUSE, chance.choice(said).waveform]
+    return replace(first, waveform=np.concatenate(parts)[:size])
 
 
-def _say(number: int, seed: int) -> list[tuple[Samples, float]]:
-    """Utterances with the second at which the first word ends.
+def _say(number: int, seed: int) -> list[_Said]:
+    """Utterances, each after a pause.
 
-    It is said by itself and what follows is put behind it: so its end is known.
+    The first word is said by itself and what follows is put behind it: so its end is known.
     """
     spoken = []
     for utterance in draw(number, seed):
         first, _, rest = utterance.text.partition(" ")
         spoken += [replace(utterance, text=first), replace(utterance, text=rest or first)]
     voiced = [_trimmed(samples) for samples in synthesize(spoken, RATE_HZ)]
-    silence = np.zeros(round(PAUSE_S * RATE_HZ), np.float32)
-    return [
-        (np.concatenate([silence, word, rest]), (len(silence) + len(word)) / RATE_HZ)
-        for word, rest in zip(voiced[::2], voiced[1::2], strict=True)
-    ]
+    said = []
+    for place, (word, after) in enumerate(zip(voiced[::2], voiced[1::2], strict=True)):
+        waveform = np.concatenate([_PAUSE, word, after])
+        end_s = (len(_PAUSE) + len(word)) / RATE_HZ
+        said.append(_Said(waveform, normalize(spoken[2 * place].text), end_s))
+    return said
 
 
 def _trimmed(samples: npt.NDArray[np.int16]) -> Samples:

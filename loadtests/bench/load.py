@@ -70,6 +70,21 @@ class Result:
     outcomes: list[Outcome] = field(default_factory=list)
 
 
+class Watched:
+    """A server's processes, as the system sees them."""
+
+    def __init__(self, pid: int):
+        server = psutil.Process(pid)
+        self._processes = [server, *server.children(recursive=True)]
+
+    def cpu_s(self) -> float:
+        times = [process.cpu_times() for process in self._processes]
+        return float(sum(each.user + each.system for each in times))
+
+    def rss_bytes(self) -> int:
+        return sum(process.memory_info().rss for process in self._processes)
+
+
 class Connection(asyncio.Protocol):
     """One keep-alive connection with at most one request in flight."""
 
@@ -136,8 +151,7 @@ class Load:
     def __init__(self, plan: Plan):
         self._plan = plan
         self._raw: list[_Raw] = []
-        server = psutil.Process(plan.server_pid)
-        self._server = [server, *server.children(recursive=True)]
+        self._server = Watched(plan.server_pid)
 
     async def run(self) -> Result:
         plan = self._plan
@@ -160,7 +174,7 @@ class Load:
         if plan.seconds:
             await asyncio.sleep(plan.warmup_s)
         rss.clear()
-        started, load_cpu, server_cpu = time.monotonic(), time.process_time(), self._cpu_s()
+        started, load_cpu, server_cpu = time.monotonic(), time.process_time(), self._server.cpu_s()
         if plan.seconds:
             await asyncio.sleep(plan.seconds)
         else:
@@ -169,7 +183,7 @@ class Load:
         result = Result(
             ended - started,
             time.process_time() - load_cpu,
-            self._cpu_s() - server_cpu,
+            self._server.cpu_s() - server_cpu,
             list(rss),
         )
         for task in (sampling, *loops):
@@ -204,12 +218,8 @@ class Load:
 
     async def _sample(self, rss: list[int]) -> None:
         while True:
-            rss.append(sum(process.memory_info().rss for process in self._server))
+            rss.append(self._server.rss_bytes())
             await asyncio.sleep(self._plan.sample_s)
-
-    def _cpu_s(self) -> float:
-        times = [process.cpu_times() for process in self._server]
-        return float(sum(each.user + each.system for each in times))
 
     def _outcome(self, raw: _Raw) -> Outcome:
         text = ""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from load import Outcome, Plan, Result
 from tqdm import tqdm
@@ -29,11 +30,11 @@ START_S = 120.0
 """That a server may take until it is ready."""
 
 
-def slipway(repository: Path, model: str, port: int) -> list[str]:
+def slipway(repository: Path, model: str, port: int, grpc_port: int = 0) -> list[str]:
     return [
         *(sys.executable, "-m", "serving", "serve", "--model-repository", str(repository)),
         *("--model-control-mode", "explicit", "--load-model", model),
-        *("--http-port", str(port), "--grpc-port", "0", "--metrics-port", "0"),
+        *("--http-port", str(port), "--grpc-port", str(grpc_port), "--metrics-port", "0"),
     ]
 
 
@@ -120,16 +121,21 @@ def free_port() -> int:
 
 
 def run_load(plan: Plan) -> Result:
-    """In a process of its own."""
+    document = run_script("load.py", asdict(plan))
+    outcomes = [Outcome(**outcome) for outcome in document.pop("outcomes")]
+    return Result(**document, outcomes=outcomes)
+
+
+def run_script(name: str, plan: dict[str, Any]) -> dict[str, Any]:
+    """A load generator, in a process of its own: its plan in and its result out, both as JSON."""
     finished = subprocess.run(
-        [sys.executable, str(HERE / "load.py")],
-        input=json.dumps(asdict(plan)).encode(),
+        [sys.executable, str(HERE / name)],
+        input=json.dumps(plan).encode(),
         stdout=subprocess.PIPE,
         check=True,
     )
-    document = json.loads(finished.stdout)
-    outcomes = [Outcome(**outcome) for outcome in document.pop("outcomes")]
-    return Result(**document, outcomes=outcomes)
+    result: dict[str, Any] = json.loads(finished.stdout)
+    return result
 
 
 def environment(directory: Path) -> Path:
