@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from contenders import ROOT
+from processes import ROOT
 from texts import Writer
 
 from serving.engines.onnx_graph import open_graph

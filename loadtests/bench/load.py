@@ -27,23 +27,24 @@ LOST = 0
 
 @dataclass
 class Group:
-    """Clients that take turns with the same texts."""
+    """Clients that take turns with the same inputs: texts, or paths of recordings."""
 
     name: str
     clients: int
-    texts: list[str]
+    inputs: list[str]
 
 
 @dataclass
 class Plan:
-    """`seconds` 0 sends every text just once, from as many clients, at the same moment."""
+    """`seconds` 0 sends every input just once, from as many clients, at the same moment."""
 
     port: int
     wire: wire.Wire
     model: str
     server_pid: int
     groups: list[Group]
-    max_new_tokens: int
+    max_new_tokens: int = 0
+    """Of texts."""
     warmup_s: float = 2.0
     seconds: float = 10.0
     sample_s: float = 0.1
@@ -52,8 +53,8 @@ class Plan:
 @dataclass
 class Outcome:
     group: str
-    text: int
-    """Its place in the group's list."""
+    number: int
+    """The input's place in the group's list."""
     latency_s: float
     status: int
     answer: str
@@ -67,6 +68,21 @@ class Result:
     rss_bytes: list[int]
     """Of all processes of the server, sampled."""
     outcomes: list[Outcome] = field(default_factory=list)
+
+
+class Watched:
+    """A server's processes, as the system sees them."""
+
+    def __init__(self, pid: int):
+        server = psutil.Process(pid)
+        self._processes = [server, *server.children(recursive=True)]
+
+    def cpu_s(self) -> float:
+        times = [process.cpu_times() for process in self._processes]
+        return float(sum(each.user + each.system for each in times))
+
+    def rss_bytes(self) -> int:
+        return sum(process.memory_info().rss for process in self._processes)
 
 
 class Connection(asyncio.Protocol):
@@ -123,7 +139,7 @@ class Connection(asyncio.Protocol):
 @dataclass
 class _Raw:
     group: str
-    text: int
+    number: int
     started: float
     ended: float
     status: int
@@ -135,16 +151,15 @@ class Load:
     def __init__(self, plan: Plan):
         self._plan = plan
         self._raw: list[_Raw] = []
-        server = psutil.Process(plan.server_pid)
-        self._server = [server, *server.children(recursive=True)]
+        self._server = Watched(plan.server_pid)
 
     async def run(self) -> Result:
         plan = self._plan
         clients = []
         for group in plan.groups:
             requests = [
-                wire.request(plan.wire, plan.model, text, plan.max_new_tokens)
-                for text in group.texts
+                wire.request(plan.wire, plan.model, given, plan.max_new_tokens)
+                for given in group.inputs
             ]
             numbers: Iterator[int] = iter(range(len(requests)))
             if plan.seconds:
@@ -159,7 +174,7 @@ class Load:
         if plan.seconds:
             await asyncio.sleep(plan.warmup_s)
         rss.clear()
-        started, load_cpu, server_cpu = time.monotonic(), time.process_time(), self._cpu_s()
+        started, load_cpu, server_cpu = time.monotonic(), time.process_time(), self._server.cpu_s()
         if plan.seconds:
             await asyncio.sleep(plan.seconds)
         else:
@@ -168,7 +183,7 @@ class Load:
         result = Result(
             ended - started,
             time.process_time() - load_cpu,
-            self._cpu_s() - server_cpu,
+            self._server.cpu_s() - server_cpu,
             list(rss),
         )
         for task in (sampling, *loops):
@@ -203,12 +218,8 @@ class Load:
 
     async def _sample(self, rss: list[int]) -> None:
         while True:
-            rss.append(sum(process.memory_info().rss for process in self._server))
+            rss.append(self._server.rss_bytes())
             await asyncio.sleep(self._plan.sample_s)
-
-    def _cpu_s(self) -> float:
-        times = [process.cpu_times() for process in self._server]
-        return float(sum(each.user + each.system for each in times))
 
     def _outcome(self, raw: _Raw) -> Outcome:
         text = ""
@@ -216,7 +227,7 @@ class Load:
             text = wire.answer(self._plan.wire, raw.body, raw.header_length)
         elif raw.status != LOST:
             text = raw.body.decode(errors="replace")
-        return Outcome(raw.group, raw.text, raw.ended - raw.started, raw.status, text)
+        return Outcome(raw.group, raw.number, raw.ended - raw.started, raw.status, text)
 
 
 @dataclass

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from contenders import CONTENDERS, Materials, Server, free_port, run_load, slipway, start
+from contenders import CONTENDERS, Materials
 from load import LOST, Group, Outcome, Plan, Result
+from processes import Server, free_port, run_load, slipway, start
 from texts import Text
 
 Count = Callable[[str], int]
@@ -108,7 +109,7 @@ class Bench:
         """All at once, so that they are batched."""
         group = Group("sample", len(texts), list(texts))
         outcomes = self._measure(name, [group], seconds=0.0).outcomes
-        found = {outcome.text: outcome for outcome in outcomes}
+        found = {outcome.number: outcome for outcome in outcomes}
         wrong = [outcome for outcome in found.values() if outcome.status != 200]
         if wrong or len(found) < len(texts):
             raise SystemExit(

@@ -26,30 +26,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
-import subprocess
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from contenders import (
-    CONTENDERS,
-    ROOT,
-    Materials,
-    Server,
-    convert,
-    environment,
-    free_port,
-    start,
-)
+from contenders import CONTENDERS, Materials, convert
+from machine import machine
+from processes import ROOT, environment, start_held
 from report import burst_table, plot, short_table, throughput_table
 from scenarios import Bench, Burst, Count, Settings, Short, Throughput, burst
 from texts import Text, Writer, language_codes
@@ -60,6 +49,7 @@ SCENARIOS = ("throughput", "short", "burst")
 SAMPLE = 64
 TEXTS = 2000
 SHORT, LONG = (5, 8), (80, 120)
+PACKAGES = ("onnxruntime", "torch", "transformers", "numpy")
 
 
 @dataclass
@@ -96,7 +86,8 @@ def main() -> None:
     short, long = writer.between(TEXTS, *SHORT), writer.between(TEXTS // 4, *LONG)
     names = list(options.contenders)
     with ExitStack() as stack:
-        servers = start_servers(names, materials, options.out, stack)
+        wanted = dict.fromkeys(CONTENDERS[name].server for name in names)
+        servers = start_held(wanted, materials.command, options.out, stack)
         bench = Bench(materials, servers, settings)
         expected = reference(options.checkpoint, tokenizer, texts[:SAMPLE], options.max_new_tokens)
         same = compare(bench, names, texts[:SAMPLE], expected, options.min_same)
@@ -160,19 +151,6 @@ def prepare(options: argparse.Namespace) -> Materials:
         python.absolute(),
         options.max_new_tokens,
     )
-
-
-def start_servers(
-    names: Sequence[str], materials: Materials, logs: Path, stack: ExitStack
-) -> dict[str, Server]:
-    servers: dict[str, Server] = {}
-    wanted = dict.fromkeys(CONTENDERS[name].server for name in names)
-    for name in tqdm(wanted, "starting servers", leave=False):
-        port = free_port()
-        servers[name] = start(name, materials.command(name, port), port, logs)
-        stack.callback(servers[name].stop)
-        servers[name].hold()
-    return servers
 
 
 def reference(
@@ -248,8 +226,8 @@ def show(results: Results, options: argparse.Namespace, texts: Sequence[Text]) -
     lengths = sorted(each.tokens for each in texts)
     parts = [
         f"{SAMPLE} answers compared; texts of {lengths[0]} to {lengths[-1]} tokens, half of them"
-        f" up to {lengths[len(lengths) // 2]}; {machine()['cpu']}, {os.cpu_count()} cores, of which"
-        f" other processes took {100 * max(results.others_cpu):.0f} %."
+        f" up to {lengths[len(lengths) // 2]}; {machine(*PACKAGES)['cpu']}, {os.cpu_count()} cores,"
+        f" of which other processes took {100 * max(results.others_cpu):.0f} %."
     ]
     if results.throughput:
         parts.append(throughput_table(results.throughput, results.same))
@@ -261,7 +239,7 @@ def show(results: Results, options: argparse.Namespace, texts: Sequence[Text]) -
     print(f"\n{text}\n\nin {options.out}: table.md, results.json, plot.png")
     (options.out / "table.md").write_text(text + "\n")
     document = {
-        "machine": machine(),
+        "machine": machine(*PACKAGES),
         "options": {name: str(value) for name, value in vars(options).items()},
         "text_tokens": lengths,
         **asdict(results),
@@ -269,32 +247,6 @@ def show(results: Results, options: argparse.Namespace, texts: Sequence[Text]) -
     (options.out / "results.json").write_text(json.dumps(document) + "\n")
     if results.throughput or results.short:
         plot(options.out / "plot.png", results.throughput, results.short)
-
-
-@cache
-def machine() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],  # noqa: S607
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    packages = ("onnxruntime", "torch", "transformers", "numpy")
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "commit": commit,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "load_average": os.getloadavg(),
-        "packages": {name: version(name) for name in packages},
-    }
 
 
 if __name__ == "__main__":

@@ -4,34 +4,66 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-Wire = Literal["task", "v2"]
-"""`POST /models/NAME` with JSON, as all servers here understand it; or protocol v2, binary."""
+import numpy as np
+import soundfile
+
+Wire = Literal["task", "v2", "recording", "waveform"]
+"""For texts, `POST /models/NAME` with JSON, as all servers here understand it, or protocol v2,
+binary. For recordings, `POST /models/NAME` with the file's bytes, or protocol v2 with samples."""
 
 LENGTH_HEADER = b"inference-header-content-length"
 
 
-def request(wire: Wire, model: str, text: str, max_new_tokens: int) -> bytes:
-    """A whole HTTP request."""
+def request(wire: Wire, model: str, given: str, max_new_tokens: int) -> bytes:
+    """A whole HTTP request. `given` is a text, or the path of a recording."""
     parameters = {"max_new_tokens": max_new_tokens}
-    if wire == "task":
-        body = json.dumps({"inputs": text, "parameters": parameters}).encode()
-        return _post(f"/models/{model}", body, "Content-Type: application/json")
-    element = text.encode()
-    tensor = struct.pack("<I", len(element)) + element
+    match wire:
+        case "task":
+            body = json.dumps({"inputs": given, "parameters": parameters}).encode()
+            return _post(f"/models/{model}", body, "Content-Type: application/json")
+        case "recording":
+            body = Path(given).read_bytes()
+            return _post(f"/models/{model}", body, "Content-Type: application/octet-stream")
+        case "v2":
+            element = given.encode()
+            tensor = struct.pack("<I", len(element)) + element
+            text = {"name": "text_input", "datatype": "BYTES", "shape": [1, 1]}
+            return _infer(model, text, tensor, "text_output", {"parameters": parameters})
+        case "waveform":
+            samples, _ = soundfile.read(given, dtype="float32")
+            waveform = {"name": "waveform", "datatype": "FP32", "shape": [1, len(samples)]}
+            return _infer(model, waveform, samples.tobytes(), "logits", {})
+
+
+def answer(wire: Wire, body: bytes, header_length: int) -> str:
+    """The text in the body of a response. `header_length` is what `LENGTH_HEADER` says, or 0.
+
+    Of logits the text is the likeliest class of every frame, in numbers.
+    """
+    if wire == "v2":
+        return body[header_length + 4 :].decode()
+    if wire == "waveform":
+        [output] = json.loads(body[:header_length])["outputs"]
+        logits = np.frombuffer(body[header_length:], np.float32).reshape(output["shape"])
+        return " ".join(map(str, logits[0].argmax(axis=1)))
+    document = json.loads(body)
+    text = document["text"] if wire == "recording" else document[0]["translation_text"]
+    assert isinstance(text, str), "a transcript and a translation are strings"
+    return text
+
+
+def _infer(
+    model: str, described: dict[str, Any], tensor: bytes, output: str, more: dict[str, Any]
+) -> bytes:
+    """One binary tensor in, one out."""
     header = json.dumps(
         {
-            "parameters": parameters,
-            "inputs": [
-                {
-                    "name": "text_input",
-                    "datatype": "BYTES",
-                    "shape": [1, 1],
-                    "parameters": {"binary_data_size": len(tensor)},
-                }
-            ],
-            "outputs": [{"name": "text_output", "parameters": {"binary_data": True}}],
+            "inputs": [described | {"parameters": {"binary_data_size": len(tensor)}}],
+            "outputs": [{"name": output, "parameters": {"binary_data": True}}],
+            **more,
         }
     ).encode()
     return _post(
@@ -39,16 +71,6 @@ def request(wire: Wire, model: str, text: str, max_new_tokens: int) -> bytes:
         header + tensor,
         f"Inference-Header-Content-Length: {len(header)}",
     )
-
-
-def answer(wire: Wire, body: bytes, header_length: int) -> str:
-    """The text in the body of a response. `header_length` is what `LENGTH_HEADER` says, or 0."""
-    if wire == "v2":
-        return body[header_length + 4 :].decode()
-    document = json.loads(body)
-    text = document[0]["translation_text"]
-    assert isinstance(text, str), "a translation is a string"
-    return text
 
 
 def _post(path: str, body: bytes, header: str) -> bytes:

@@ -27,7 +27,8 @@ MIN_MS = 10
 
 EXPECTED = "expected the bytes of a WAV, FLAC, OGG or MP3 file"
 
-_BLOCK = 1 << 16
+_LEAST, _BLOCK = 1 << 12, 1 << 16
+"""Samples that are read at once: libsndfile fills with zeros what it has no samples for."""
 _UNKNOWN = (1 << 63) - 1
 """The number of samples of a file that does not tell it, such as one written into a pipe."""
 _WITHOUT_END = (0xFFFFFFFF, 0x7FFFF000)
@@ -199,7 +200,9 @@ def _read(stream: soundfile.SoundFile, rate_hz: int) -> tuple[Waveform, int]:
     blocks = []
     decoded = 0
     while True:
-        block = stream.read(_BLOCK, dtype="float32", always_2d=True)
+        # One more than there should be, by which the end is known.
+        size = min(_BLOCK, max(_LEAST, stream.frames - decoded + 1))
+        block = stream.read(size, dtype="float32", always_2d=True)
         if not np.isfinite(block).all():
             first = decoded + int(np.argmin(np.isfinite(block).all(axis=1)))
             raise InvalidRequest(
@@ -207,8 +210,14 @@ def _read(stream: soundfile.SoundFile, rate_hz: int) -> tuple[Waveform, int]:
             )
         decoded += len(block)
         _check_length(stream, decoded)
-        is_last = len(block) < _BLOCK
-        mono = np.clip(block, -1, 1).mean(axis=1)
-        blocks.append(resampler.push(mono, is_last=is_last))
+        is_last = len(block) < size
+        blocks.append(resampler.push(_mixed_down(block), is_last=is_last))
         if is_last:
             return np.concatenate(blocks), decoded
+
+
+def _mixed_down(block: Waveform) -> Waveform:
+    """From [sample, channel]. One channel goes the short way, as nearly all recordings have."""
+    np.clip(block, -1, 1, out=block)
+    mono: Waveform = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+    return mono

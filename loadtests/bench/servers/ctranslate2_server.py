@@ -1,10 +1,8 @@
 """CTranslate2 behind LitServe, or behind a batching queue that keeps all of its workers busy."""
 
 import argparse
-import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import ctranslate2
 import fastapi
 import litserve
 import uvicorn
+from batching_queue import Queue
 from marian_text import MarianText
 
 MAX_BATCH_SIZE = 32
@@ -33,7 +32,7 @@ class Engine:
             intra_threads=max(1, (os.cpu_count() or 1) // workers),
         )
 
-    def start(self, texts: list[str]) -> list[Any]:
+    def start(self, texts: Sequence[str]) -> list[Any]:
         """What will hold the answers; see `finish`."""
         started: list[Any] = self._translator.translate_batch(
             [self._text.encode(text) for text in texts],
@@ -66,41 +65,10 @@ class Batched(litserve.LitAPI):  # type: ignore[misc]
         return [{"translation_text": text}]
 
 
-class Queue:
-    """As soon as a worker is free, it gets whatever waits."""
-
-    def __init__(self, engine: Engine):
-        self._engine = engine
-        self._waiting: asyncio.Queue[tuple[str, asyncio.Future[str]]] = asyncio.Queue()
-
-    async def ask(self, text: str) -> str:
-        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait((text, answer))
-        return await answer
-
-    async def work(self) -> None:
-        while True:
-            batch = [await self._waiting.get()]
-            while len(batch) < MAX_BATCH_SIZE // self._engine.workers and self._waiting.qsize():
-                batch.append(self._waiting.get_nowait())
-            started = self._engine.start([text for text, _ in batch])
-            answers = await asyncio.to_thread(self._engine.finish, started)
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
-
-
 def queued(options: argparse.Namespace) -> fastapi.FastAPI:
-    queue = Queue(engine := _engine(options))
-
-    @asynccontextmanager
-    async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
-        workers = [asyncio.create_task(queue.work()) for _ in range(engine.workers)]
-        yield
-        for worker in workers:
-            worker.cancel()
-
-    app = fastapi.FastAPI(lifespan=lifespan)
+    engine = _engine(options)
+    queue = Queue(engine, engine.workers, MAX_BATCH_SIZE // engine.workers)
+    app = fastapi.FastAPI(lifespan=queue.lifespan)
 
     @app.get("/health")
     async def health() -> str:

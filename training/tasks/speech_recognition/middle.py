@@ -57,9 +57,11 @@ class Forwards(nn.Module):
 
     def step(self, framed: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         """One chunk; `states` [batch, layer, hidden] are those before it and, returned, after."""
+        # One after the other in memory, for the exporter takes no state with gaps inside.
+        before = states.transpose(0, 1).contiguous()
         after = []
         for number, layer in enumerate(self.layers):
-            framed, state = layer(framed, states[:, number].unsqueeze(0))
+            framed, state = layer(framed, before[number : number + 1])
             after.append(state.squeeze(0))
         return framed, torch.stack(after, dim=1)
 

@@ -1,0 +1,157 @@
+"""Servers as processes: how they are started, held still and stopped. And the load upon them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import venv
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from load import Outcome, Plan, Result
+from tqdm import tqdm
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+"""Of all servers alike, unless it is set. OpenMP's threads spin while they wait, which on a machine
+with anything else to do, such as an HTTP server, slows torch and CTranslate2 down many times."""
+START_S = 120.0
+"""That a server may take until it is ready."""
+
+
+def slipway(repository: Path, model: str, port: int, grpc_port: int = 0) -> list[str]:
+    return [
+        *(sys.executable, "-m", "serving", "serve", "--model-repository", str(repository)),
+        *("--model-control-mode", "explicit", "--load-model", model),
+        *("--http-port", str(port), "--grpc-port", str(grpc_port), "--metrics-port", "0"),
+    ]
+
+
+class Server:
+    """A server process with those it starts itself. Held still while others are measured."""
+
+    def __init__(self, command: Sequence[str], port: int, log: Path):
+        self.port = port
+        self._log = log
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=ENVIRONMENT | os.environ,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_until_ready(self, path: str) -> None:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with suppress(urllib.error.URLError, ConnectionError):
+                self.get(path)
+                return
+            time.sleep(0.1)
+        last = self._log.read_text(errors="replace")[-2000:]
+        raise SystemExit(f"{self._log.stem} did not become ready. The end of its log:\n{last}")
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as reply:
+            text: bytes = reply.read()
+        return text.decode()
+
+    def hold(self) -> None:
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        self.go_on()
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
+        # LitServe's workers may outlive it.
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def start(name: str, command: Sequence[str], port: int, logs: Path) -> Server:
+    server = Server(command, port, logs / f"{name}.log")
+    try:
+        server.wait_until_ready("/v2/health/ready" if name.startswith("slipway") else "/health")
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def start_held(
+    names: Iterable[str], command: Callable[[str, int], list[str]], logs: Path, stack: ExitStack
+) -> dict[str, Server]:
+    """Start servers by the `command` of each and its port, one by one, and hold them still."""
+    servers: dict[str, Server] = {}
+    for name in tqdm(list(names), "starting servers", leave=False):
+        port = free_port()
+        servers[name] = start(name, command(name, port), port, logs)
+        stack.callback(servers[name].stop)
+        servers[name].hold()
+    return servers
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def run_load(plan: Plan) -> Result:
+    document = run_script("load.py", asdict(plan))
+    outcomes = [Outcome(**outcome) for outcome in document.pop("outcomes")]
+    return Result(**document, outcomes=outcomes)
+
+
+def run_script(name: str, plan: dict[str, Any]) -> dict[str, Any]:
+    """A load generator, in a process of its own: its plan in and its result out, both as JSON."""
+    finished = subprocess.run(
+        [sys.executable, str(HERE / name)],
+        input=json.dumps(plan).encode(),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    result: dict[str, Any] = json.loads(finished.stdout)
+    return result
+
+
+def environment(directory: Path) -> Path:
+    """The Python of a virtual environment that adds `requirements.txt` to what is here."""
+    python = directory / "bin/python"
+    requirements = HERE / "requirements.txt"
+    done = directory / "installed.txt"
+    if done.exists() and done.read_bytes() == requirements.read_bytes():
+        return python
+    print(f"Installing what Slipway is compared with into {directory} ...", flush=True)
+    venv.create(directory, clear=True, with_pip=False)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    (directory / "lib" / version / "site-packages/outer.pth").write_text(
+        "\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n"
+    )
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    subprocess.run([*pip, "-r", str(requirements)], check=True)
+    done.write_bytes(requirements.read_bytes())
+    return python
