@@ -1,4 +1,4 @@
-"""Small random checkpoints of models that generate text, with tokenizers that work."""
+"""Small random checkpoints of models that can be imported, with tokenizers that work."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ from transformers import (
     LlamaForCausalLM,
     MarianConfig,
     MarianMTModel,
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
 )
 
 SENTENCES = (
@@ -94,6 +98,38 @@ def llama(directory: Path, seed: int = 0, **settings: Any) -> LlamaForCausalLM:
         "eos_token_id": 0,
     }
     model = LlamaForCausalLM(LlamaConfig(**config | settings))
+    _randomize(model)
+    model.save_pretrained(directory)
+    return model
+
+
+def wav2vec2(
+    directory: Path, seed: int = 0, *, normalizes: bool = True, **settings: Any
+) -> Wav2Vec2ForCTC:
+    """Seven convolutions as every published one has them, and two layers of four heads."""
+    torch.manual_seed(seed)
+    letters = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINSHR'")
+    directory.mkdir(parents=True, exist_ok=True)
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    (directory / "vocab.json").write_text(json.dumps(vocabulary))
+    # transformers does not annotate them.
+    tokenizer: Any = Wav2Vec2CTCTokenizer
+    tokenizer(directory / "vocab.json").save_pretrained(directory)
+    extractor: Any = Wav2Vec2FeatureExtractor
+    extractor(do_normalize=normalizes).save_pretrained(directory)
+    config: dict[str, Any] = {
+        "vocab_size": len(letters),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "conv_dim": (16,) * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+    }
+    model = Wav2Vec2ForCTC(Wav2Vec2Config(**config | settings))
     _randomize(model)
     model.save_pretrained(directory)
     return model

@@ -42,9 +42,9 @@ class Row:
 class ReferenceHost:
     def __init__(self, directory: Path, capacity: int):
         """`capacity` is the positions that every row's cache has."""
-        self.decoder = _session(directory / DECODER_FILE)
+        self.decoder = open_session(directory / DECODER_FILE)
         encoder = directory / ENCODER_FILE
-        self.encoder = _session(encoder) if encoder.exists() else None
+        self.encoder = open_session(encoder) if encoder.exists() else None
         self._capacity = capacity
 
     def begin(self, source: Sequence[int] | None = None) -> Row:
@@ -142,7 +142,7 @@ def _stack(caches: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]
     return stacked
 
 
-def _session(graph: Path) -> ort.InferenceSession:
+def open_session(graph: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
