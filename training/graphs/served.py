@@ -20,15 +20,10 @@ from serving.engines.onnx_graph import OnnxGraph
 from serving.engines.onnx_session import SessionSettings
 from serving.scheduling.meter import LateMeter
 from serving.scheduling.stepping import StepScheduler
-from serving.steppers.generation import (
-    DECODER_FILE,
-    ENCODER_FILE,
-    OUTPUT,
-    Generation,
-    GenerationStepper,
-)
 from serving.steppers.generation import INPUT as TEXT
+from serving.steppers.generation import GenerationStepper
 from serving.steppers.settings import GenerationSettings
+from serving.steppers.tokens import DECODER_FILE, ENCODER_FILE, OUTPUT, Generation
 from serving.text import Tokenizer, load_tokenizer
 from serving.types import InferRequest, Parameter
 from training.graphs.checkpoint import Model
