@@ -29,10 +29,13 @@ from serving.fronts.restricted import Restrictions
 from serving.fronts.subtitles import srt, vtt
 from serving.fronts.v2_control import allowed
 from serving.server import Server
-from serving.speech.transcriber import Transcriber
-from serving.speech.transcript import Transcript, Word
-from serving.tasks.speech_recognition import Recording, SpeechRecognition, frames_of
+from serving.speech.transcript import Segment, SegmentedTranscript, Transcript
+from serving.tasks.speech_recognition import Listener, Recording, SpeechRecognition
+from serving.tasks.whisper import Dictation, WhisperRecognition
 from serving.types import Tensors
+
+_Recogniser = SpeechRecognition | WhisperRecognition
+_AnyTranscript = Transcript | SegmentedTranscript
 
 _UNDETERMINED = "und"
 """What ISO 639 calls a language that nobody told."""
@@ -108,22 +111,21 @@ def router(
             name = wishes.model
             task = _recogniser(server, name)
             _check_language(wishes, task)
-            recording = await _prepared(asking, task, form, wishes)
+            listener, recording = await _prepared(asking, task, form, wishes)
         except RequestError:
             if name:
                 server.note_invalid(name)
             raise
-        outputs = asking.outputs(name, recording, received)
+        outputs = asking.outputs(name, recording, received, in_parts=wishes.stream)
         if wishes.stream:
-            events = _events(outputs, task, recording, statuses)
+            events = _events(outputs, listener, statuses)
             # The status is that of the first event, so it must be there before anything is sent.
             return EventStream(_after(await anext(events), events))
-        transcriber = task.transcriber(recording.settings)
-        async with aclosing(_pushed(transcriber, recording, outputs)) as pushed:
+        async with aclosing(_pushed(listener, outputs)) as pushed:
             async for _ in pushed:
                 pass
         render = _FORMATS[wishes.response_format]
-        return render(transcriber.transcript(recording.duration_s), wishes, task)
+        return render(listener.transcript(), wishes, task)
 
     return routes
 
@@ -147,31 +149,36 @@ def _wishes(form: Form) -> _Wishes:
     return wishes
 
 
-def _recogniser(server: Server, name: str) -> SpeechRecognition:
+def _recogniser(server: Server, name: str) -> _Recogniser:
     try:
         task = server.model(name).task
     except RequestError as error:
         error.field = "model"
         raise
-    if not isinstance(task, SpeechRecognition):
+    if not isinstance(task, _Recogniser):
         raise _about("model", f"expected a model that recognises speech, got {shown(name)}")
     return task
 
 
-def _check_language(wishes: _Wishes, task: SpeechRecognition) -> None:
-    known = task.settings.language
-    if known and wishes.language and wishes.language.partition("-")[0].lower() != known:
-        raise _about("language", f"expected {known!r}, got {shown(wishes.language)}")
+def _check_language(wishes: _Wishes, task: _Recogniser) -> None:
+    known = task.languages
+    if known and wishes.language and _language(wishes.language) not in known:
+        expected = ", ".join(map(repr, known))
+        raise _about("language", f"expected {expected}, got {shown(wishes.language)}")
+
+
+def _language(tag: str) -> str:
+    """Of a tag such as en-GB."""
+    return tag.partition("-")[0].lower()
 
 
 async def _prepared(
-    asking: Asking, task: SpeechRecognition, form: Form, wishes: _Wishes
-) -> Recording:
+    asking: Asking, task: _Recogniser, form: Form, wishes: _Wishes
+) -> tuple[Listener, Recording | Dictation]:
     if "file" not in form.files:
         raise _about("file", "expected a file with the bytes of a recording, got none")
-    hot_words = list(dict.fromkeys([*wishes.keywords, *wishes.prompt.split()]))
     try:
-        settings = task.Parameters.model_validate({"hot_words": hot_words})
+        settings = task.Parameters.model_validate(_settings(task, wishes))
     except ValidationError as error:
         field = "keywords" if wishes.keywords else "prompt"
         raise _about(field, error.errors()[0]["msg"]) from None
@@ -180,8 +187,27 @@ async def _prepared(
     except RequestError as error:
         error.field = "file"
         raise
+    if isinstance(task, WhisperRecognition):
+        assert isinstance(recording, Dictation)
+        return task.listener(recording), recording
     assert isinstance(recording, Recording)
-    return recording
+    return task.listener(recording), recording
+
+
+def _settings(task: _Recogniser, wishes: _Wishes) -> dict[str, object]:
+    """Those of the task."""
+    hot_words = list(dict.fromkeys([*wishes.keywords, *wishes.prompt.split()]))
+    if isinstance(task, SpeechRecognition):
+        return {"hot_words": hot_words}
+    if hot_words:
+        field = "keywords" if wishes.keywords else "prompt"
+        raise _about(field, f"expected none: {shown(wishes.model)} takes no hints")
+    if "word" in wishes.timestamp_granularities:
+        raise _about(
+            "timestamp_granularities",
+            f"expected 'segment': {shown(wishes.model)} tells no times of words",
+        )
+    return {"language": wishes.language and task.languages and _language(wishes.language)}
 
 
 def _about(field: str, message: str) -> InvalidRequest:
@@ -190,38 +216,31 @@ def _about(field: str, message: str) -> InvalidRequest:
     return error
 
 
-async def _pushed(
-    transcriber: Transcriber, recording: Recording, outputs: AsyncGenerator[Tensors]
-) -> AsyncGenerator[None]:
-    """Gives a transcriber a recording's pieces; yields after each."""
+async def _pushed(listener: Listener, outputs: AsyncGenerator[Tensors]) -> AsyncGenerator[None]:
+    """Gives a listener the answers for a recording; yields after each."""
     async with aclosing(outputs):
-        for window in recording.windows:
-            frames = frames_of(await anext(outputs))
-            await asyncio.to_thread(transcriber.push, frames, window)
+        async for part in outputs:
+            await asyncio.to_thread(listener.push, part)
             yield
 
 
 async def _events(
-    outputs: AsyncGenerator[Tensors],
-    task: SpeechRecognition,
-    recording: Recording,
-    statuses: Mapping[str, int],
+    outputs: AsyncGenerator[Tensors], listener: Listener, statuses: Mapping[str, int]
 ) -> AsyncGenerator[bytes, None]:
     """What each piece adds to the text, then the whole; one that tells of an error is the last.
 
     Raises what goes wrong before the first event.
     """
-    transcriber = task.transcriber(recording.settings)
     begun = False
-    async with aclosing(_pushed(transcriber, recording, outputs)) as pushed:
+    async with aclosing(_pushed(listener, outputs)) as pushed:
         try:
             async for _ in pushed:
-                if news := transcriber.news():
+                if news := listener.news():
                     begun = True
                     yield _delta(news)
-            if news := transcriber.news(final=True):
+            if news := listener.news(final=True):
                 yield _delta(news)
-            text = transcriber.transcript(recording.duration_s).text
+            text = listener.transcript().text
             yield event(orjson.dumps({"type": "transcript.text.done", "text": text}))
             yield event(b"[DONE]")
         except Exception as error:
@@ -242,14 +261,14 @@ async def _after(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGene
             yield following
 
 
-def _json(transcript: Transcript, wishes: _Wishes, task: SpeechRecognition) -> Response:
+def _json(transcript: _AnyTranscript, wishes: _Wishes, task: _Recogniser) -> Response:
     return _document({"text": transcript.text, "usage": _usage(transcript)})
 
 
-def _verbose_json(transcript: Transcript, wishes: _Wishes, task: SpeechRecognition) -> Response:
+def _verbose_json(transcript: _AnyTranscript, wishes: _Wishes, task: _Recogniser) -> Response:
     document = {
         "task": "transcribe",
-        "language": wishes.language or task.settings.language or _UNDETERMINED,
+        "language": _spoken(transcript, wishes, task),
         "duration": round(transcript.duration_s, 3),
         "text": transcript.text,
         "usage": _usage(transcript),
@@ -257,9 +276,9 @@ def _verbose_json(transcript: Transcript, wishes: _Wishes, task: SpeechRecogniti
     granularities = wishes.timestamp_granularities or ("segment",)
     if "segment" in granularities:
         document["segments"] = [
-            _segment(number, words) for number, words in enumerate(transcript.segments())
+            _segment(number, segment) for number, segment in enumerate(transcript.segments())
         ]
-    if "word" in granularities:
+    if "word" in granularities and isinstance(transcript, Transcript):
         document["words"] = [
             {"word": word.text, "start": round(word.start_s, 3), "end": round(word.end_s, 3)}
             for word in transcript.words
@@ -267,26 +286,32 @@ def _verbose_json(transcript: Transcript, wishes: _Wishes, task: SpeechRecogniti
     return _document(document)
 
 
-def _segment(number: int, words: tuple[Word, ...]) -> dict[str, Any]:
-    text = " ".join(word.text for word in words)
-    tokens = [token for word in words for token in word.tokens]
-    encoded = text.encode()
-    return {
+def _spoken(transcript: _AnyTranscript, wishes: _Wishes, task: _Recogniser) -> str:
+    """The language of a transcript."""
+    heard = transcript.language if isinstance(transcript, SegmentedTranscript) else None
+    return wishes.language or heard or task.settings.language or _UNDETERMINED
+
+
+def _segment(number: int, segment: Segment) -> dict[str, Any]:
+    encoded = segment.text.encode()
+    document = {
         "id": number,
         "seek": 0,
-        "start": round(words[0].start_s, 3),
-        "end": round(words[-1].end_s, 3),
-        "text": text,
-        "tokens": [token.id for token in tokens],
+        "start": round(segment.start_s, 3),
+        "end": round(segment.end_s, 3),
+        "text": segment.text,
         "temperature": 0.0,
-        "avg_logprob": sum(token.log_prob for token in tokens) / len(tokens),
         "compression_ratio": len(encoded) / len(zlib.compress(encoded)),
         # There are segments only where something is said.
         "no_speech_prob": 0.0,
     }
+    if tokens := segment.tokens:
+        document["tokens"] = [token.id for token in tokens]
+        document["avg_logprob"] = sum(token.log_prob for token in tokens) / len(tokens)
+    return document
 
 
-def _usage(transcript: Transcript) -> dict[str, Any]:
+def _usage(transcript: _AnyTranscript) -> dict[str, Any]:
     return {"type": "duration", "seconds": ceil(transcript.duration_s)}
 
 
@@ -294,7 +319,7 @@ def _document(document: dict[str, Any]) -> Response:
     return Response(orjson.dumps(document), media_type="application/json")
 
 
-_FORMATS: Mapping[str, Callable[[Transcript, _Wishes, SpeechRecognition], Response]] = {
+_FORMATS: Mapping[str, Callable[[_AnyTranscript, _Wishes, _Recogniser], Response]] = {
     "json": _json,
     "verbose_json": _verbose_json,
     "text": lambda transcript, *_: Response(transcript.text + "\n", media_type="text/plain"),
