@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
-from transformers import PreTrainedModel, Wav2Vec2ForCTC
+from transformers import PreTrainedModel, Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
 from serving.pbtxt import CONFIG_FILE
 from training import durable
@@ -26,7 +26,7 @@ from training.graphs.tokenizers import read_tokenizer
 from training.parity import ParityReport, number_rows
 from training.promise import keep_promise, promise
 from training.publish import CARD_FILE, MANIFEST_FILE, take_next_version
-from training.recognizers import wav2vec2, wav2vec2_proof
+from training.recognizers import wav2vec2, wav2vec2_proof, whisper, whisper_proof
 from training.record import Record
 from training.runs import PARITY_FILE
 from training.split import sha256_hex
@@ -116,9 +116,28 @@ class Wav2Vec2Import:
         return wav2vec2_proof.prove(directory, self._model, self._preprocessing)
 
 
+class WhisperImport:
+    def __init__(self, checkpoint: Path, model: WhisperForConditionalGeneration):
+        self._checkpoint = checkpoint
+        self._model = model
+        self._extractor = whisper.load_extractor(checkpoint, model)
+        read_tokenizer(checkpoint, model)
+
+    def config(self, name: str) -> str:
+        return whisper.config_text(name, self._model)
+
+    def export(self, destination: Path) -> None:
+        whisper.export(self._model, self._checkpoint, self._extractor, destination)
+
+    def prove(self, directory: Path) -> ParityReport:
+        return whisper_proof.prove(directory, self._model, self._extractor)
+
+
 def _opened(checkpoint: Path, model: PreTrainedModel, task: str) -> Import:
     if isinstance(model, Wav2Vec2ForCTC):
         return Wav2Vec2Import(checkpoint, model)
+    if isinstance(model, WhisperForConditionalGeneration):
+        return WhisperImport(checkpoint, model)
     assert isinstance(model, Model), "every architecture has its import. This is a bug."
     return TextImport(checkpoint, model, task)
 

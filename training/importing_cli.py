@@ -28,8 +28,8 @@ def import_model(
 ) -> None:
     """Publish the Hugging Face checkpoint in DIR as a model's next version.
 
-    Marian, GPT-2, Llama and Wav2Vec2 (CTC) architectures, as safetensors. The exported graphs are
-    compared with torch, and published only if they compute the same.
+    Marian, GPT-2, Llama, Wav2Vec2 (with CTC) and Whisper architectures, as safetensors. The
+    exported graphs are compared with torch, and published only if they compute the same.
 
     \b
     Example:

@@ -21,6 +21,9 @@ from transformers import (
     Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
 )
 
 SENTENCES = (
@@ -132,6 +135,63 @@ def wav2vec2(
     model = Wav2Vec2ForCTC(Wav2Vec2Config(**config | settings))
     _randomize(model)
     model.save_pretrained(directory)
+    return model
+
+
+def whisper(
+    directory: Path, seed: int = 0, *, languages: tuple[str, ...] = ("en", "de"), **settings: Any
+) -> WhisperForConditionalGeneration:
+    """Hears two seconds at a time, and writes up to 48 tokens; without languages, English only."""
+    torch.manual_seed(seed)
+    text = _save_tokenizer(directory)
+    names = ["<|eos|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in languages)]
+    names += ["<|translate|>", "<|transcribe|>"] if languages else []
+    names.append("<|notimestamps|>")
+    positions = 100
+    times = [f"<|{time / 50:.2f}|>" for time in range(positions + 1)]
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.add_special_tokens(names)
+    tokenizer.add_tokens(times)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    tokens = {name: text + number for number, name in enumerate([*names, *times])}
+    eos, start = tokens["<|eos|>"], tokens["<|startoftranscript|>"]
+    config: dict[str, Any] = {
+        "vocab_size": text + len(tokens),
+        "num_mel_bins": 80,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "max_source_positions": positions,
+        "max_target_positions": 48,
+        "init_std": 0.3,
+        "pad_token_id": eos,
+        "bos_token_id": eos,
+        "eos_token_id": eos,
+        "decoder_start_token_id": start,
+    }
+    model = WhisperForConditionalGeneration(WhisperConfig(**config | settings))
+    _randomize(model)
+    generation: Any = model.generation_config
+    # As it is made, what it says besides is taken for the model's own and forgotten.
+    generation._from_model_config = False
+    generation.max_length = 48
+    generation.suppress_tokens = [5, 7, start]
+    generation.begin_suppress_tokens = [9, eos]
+    generation.no_timestamps_token_id = tokens["<|notimestamps|>"]
+    generation.max_initial_timestamp_index = 50
+    generation.is_multilingual = bool(languages)
+    if languages:
+        generation.lang_to_id = {f"<|{code}|>": tokens[f"<|{code}|>"] for code in languages}
+        generation.task_to_id = {
+            task: tokens[f"<|{task}|>"] for task in ("transcribe", "translate")
+        }
+    model.save_pretrained(directory)
+    extractor: Any = WhisperFeatureExtractor
+    extractor(chunk_length=2).save_pretrained(directory)
     return model
 
 

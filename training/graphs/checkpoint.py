@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     GPT2LMHeadModel,
     LlamaForCausalLM,
@@ -148,6 +149,14 @@ def load_model(checkpoint: Path) -> PreTrainedModel:
             first = min(str(key[0] if isinstance(key, tuple) else key) for key in keys)
             raise CheckpointError(f"{checkpoint}: the weights {problem} {first}")
     return model
+
+
+def output_layer(model: PreTrainedModel) -> nn.Linear:
+    """The layer that makes logits."""
+    # transformers does not annotate it.
+    find: Any = model.get_output_embeddings
+    layer: nn.Linear = find()
+    return layer
 
 
 def read_object(path: Path) -> dict[str, Any]:
