@@ -5,18 +5,29 @@ from __future__ import annotations
 import re
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
+
+from transformers import PreTrainedModel, Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
 from serving.pbtxt import CONFIG_FILE
 from training import durable
 from training.card import parity_table
 from training.errors import CheckpointError, PublishRefused
-from training.graphs.checkpoint import WEIGHTS, Architecture, architecture_of, load_checkpoint
+from training.graphs.checkpoint import (
+    WEIGHTS,
+    Architecture,
+    Model,
+    architecture_of,
+    load_model,
+)
 from training.graphs.export import export_loaded
-from training.graphs.promise import keep_promise, promise
+from training.graphs.promise import config_text
 from training.graphs.proof import prove
 from training.graphs.tokenizers import read_tokenizer
 from training.parity import ParityReport
+from training.promise import keep_promise, promise
 from training.publish import CARD_FILE, MANIFEST_FILE, take_next_version
+from training.recognizers import wav2vec2, wav2vec2_proof, whisper, whisper_proof
 from training.record import Record
 from training.runs import PARITY_FILE
 from training.split import sha256_hex
@@ -51,6 +62,87 @@ class Manifest(Record):
     sha256: dict[str, str]
 
 
+class Import(Protocol):
+    """A checkpoint whose weights are loaded, as its kind of model is exported.
+
+    All raise `CheckpointError` for what cannot be exported.
+    """
+
+    def config(self, name: str) -> str:
+        """The config.pbtxt of a model of that name."""
+        ...
+
+    def export(self, destination: Path) -> None:
+        """Write what a version needs to be served into a directory."""
+        ...
+
+    def prove(self, directory: Path) -> ParityReport:
+        """Compare what is there with the model."""
+        ...
+
+
+class TextImport:
+    """Of a model that generates text from text."""
+
+    def __init__(self, checkpoint: Path, model: Model, task: str):
+        self._checkpoint = checkpoint
+        self._model = model
+        self._task = task
+        self._tokenizer = read_tokenizer(checkpoint, model)
+
+    def config(self, name: str) -> str:
+        return config_text(name, self._task)
+
+    def export(self, destination: Path) -> None:
+        export_loaded(self._model, self._checkpoint, destination)
+
+    def prove(self, directory: Path) -> ParityReport:
+        return prove(directory, self._model, [self._tokenizer.encode(text) for text in _PROMPTS])
+
+
+class Wav2Vec2Import:
+    def __init__(self, checkpoint: Path, model: Wav2Vec2ForCTC):
+        wav2vec2.check_architecture(checkpoint, model.config)
+        self._checkpoint = checkpoint
+        self._model = model
+        self._preprocessing = wav2vec2.Preprocessing.load(checkpoint)
+
+    def config(self, name: str) -> str:
+        return wav2vec2.config_text(name, self._model)
+
+    def export(self, destination: Path) -> None:
+        wav2vec2.export(self._model, self._checkpoint, self._preprocessing, destination)
+
+    def prove(self, directory: Path) -> ParityReport:
+        return wav2vec2_proof.prove(directory, self._model, self._preprocessing)
+
+
+class WhisperImport:
+    def __init__(self, checkpoint: Path, model: WhisperForConditionalGeneration):
+        self._checkpoint = checkpoint
+        self._model = model
+        self._extractor = whisper.load_extractor(checkpoint, model)
+        read_tokenizer(checkpoint, model)
+
+    def config(self, name: str) -> str:
+        return whisper.config_text(name, self._model)
+
+    def export(self, destination: Path) -> None:
+        whisper.export(self._model, self._checkpoint, self._extractor, destination)
+
+    def prove(self, directory: Path) -> ParityReport:
+        return whisper_proof.prove(directory, self._model, self._extractor)
+
+
+def _opened(checkpoint: Path, model: PreTrainedModel, task: str) -> Import:
+    if isinstance(model, Wav2Vec2ForCTC):
+        return Wav2Vec2Import(checkpoint, model)
+    if isinstance(model, WhisperForConditionalGeneration):
+        return WhisperImport(checkpoint, model)
+    assert isinstance(model, Model), "every architecture has its import. This is a bug."
+    return TextImport(checkpoint, model, task)
+
+
 def import_checkpoint(
     checkpoint: Path, repository: Path, name: str | None, task: str | None
 ) -> tuple[Path, ParityReport]:
@@ -72,14 +164,14 @@ def import_checkpoint(
             " choose one with --name"
         )
     directory = repository / name
+    opened = _opened(checkpoint, load_model(checkpoint), architecture.task)
+    config = opened.config(name)
     if (directory / CONFIG_FILE).exists():
-        keep_promise(directory, architecture.task)
-    model = load_checkpoint(checkpoint)
-    tokenizer = read_tokenizer(checkpoint, model)
+        keep_promise(directory, config)
     # In the repository, so that a rename brings it to its place; hidden, so that no server looks.
     with durable.staged_directory(repository) as staged:
-        export_loaded(model, checkpoint, staged)
-        parity = prove(staged, model, [tokenizer.encode(text) for text in _PROMPTS])
+        opened.export(staged)
+        parity = opened.prove(staged)
         parity.require()
         parity.save(staged / PARITY_FILE)
         (staged / CARD_FILE).write_text(
@@ -98,7 +190,7 @@ def import_checkpoint(
             sha256={path.name: sha256_hex(path.read_bytes()) for path in sorted(staged.iterdir())},
         ).save(staged / MANIFEST_FILE)
         directory.mkdir(exist_ok=True)
-        promise(directory, architecture.task)
+        promise(directory, config)
         return take_next_version(directory, staged), parity
 
 

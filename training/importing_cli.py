@@ -11,7 +11,7 @@ import click
 @click.argument("checkpoint", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--task",
-    type=click.Choice(["translation", "text_generation"]),
+    type=click.Choice(["translation", "text_generation", "automatic-speech-recognition"]),
     help="Refuse a checkpoint that is for another.  [default: what its architecture is for]",
 )
 @click.option(
@@ -28,8 +28,8 @@ def import_model(
 ) -> None:
     """Publish the Hugging Face checkpoint in DIR as a model's next version.
 
-    Marian, GPT-2 and Llama architectures, as safetensors. The exported graphs are compared with
-    torch, and published only if they generate the same texts.
+    Marian, GPT-2, Llama, Wav2Vec2 (with CTC) and Whisper architectures, as safetensors. The
+    exported graphs are compared with torch, and published only if they compute the same.
 
     \b
     Example:

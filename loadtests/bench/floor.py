@@ -21,7 +21,7 @@ from texts import Writer
 from serving.engines.onnx_graph import open_graph
 from serving.repository import Repositories
 from serving.steppers.beginnings import alike, padded
-from serving.steppers.generation import DECODER_FILE, ENCODER_FILE
+from serving.steppers.tokens import DECODER_FILE, ENCODER_FILE
 from serving.text import load_tokenizer
 from serving.types import Tensors
 

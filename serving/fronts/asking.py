@@ -50,13 +50,19 @@ class Asking:
         return task.postprocess((await self._server.infer(call)).outputs, question)
 
     async def outputs(
-        self, name: str, question: Question, received: float
+        self, name: str, question: Question, received: float, *, in_parts: bool = False
     ) -> AsyncGenerator[Tensors]:
         """What a model says to each of the question's requests, in order, as soon as it is there.
 
-        Raises as `Server.infer` does; closing the iterator early cancels what is under way.
+        With `in_parts`, the answer to a single request comes as it grows. Raises as `Server.infer`
+        does; closing the iterator early cancels what is under way.
         """
         calls = _calls(name, question, received)
+        if len(calls) == 1 and in_parts:
+            async with aclosing(self._server.stream(calls[0])) as responses:
+                async for response in responses:
+                    yield response.outputs
+            return
         if len(calls) == 1:
             yield (await self._server.infer(calls[0])).outputs
             return

@@ -31,10 +31,13 @@ from serving.fronts.restricted import Restrictions
 from serving.fronts.subtitles import srt, vtt
 from serving.fronts.v2_control import allowed
 from serving.server import Server
-from serving.speech.transcriber import Transcriber
-from serving.speech.transcript import Transcript, Word
-from serving.tasks.speech_recognition import Recording, SpeechRecognition, frames_of
+from serving.speech.transcript import Segment, SegmentedTranscript, Transcript
+from serving.tasks.speech_recognition import Listener, Recording, SpeechRecognition
+from serving.tasks.whisper import Dictation, WhisperRecognition
 from serving.types import Tensors
+
+_Recogniser = SpeechRecognition | WhisperRecognition
+_AnyTranscript = Transcript | SegmentedTranscript
 
 _UNDETERMINED = "und"
 """What ISO 639 calls a language that nobody told."""
@@ -100,24 +103,25 @@ def router(
         The words of `prompt` and the phrases of `keywords` are preferred where the recording is in
         doubt. `temperature` has no effect. With `stream`, the text comes window by window.
         """
-        received, wishes, task, recording = await question(request)
-        outputs = asking.outputs(wishes.model, recording, received)
+        received, wishes, task, listener, recording = await question(request)
+        outputs = asking.outputs(wishes.model, recording, received, in_parts=wishes.stream)
         if wishes.stream:
-            events = _events(outputs, task, recording, statuses)
+            events = _events(outputs, listener, statuses)
             # The status is that of the first event, so it must be there before anything is sent.
             return EventStream(_after(await anext(events), events))
-        transcriber = task.transcriber(recording.settings)
-        async with aclosing(_pushed(transcriber, recording, outputs)) as pushed:
+        async with aclosing(_pushed(listener, outputs)) as pushed:
             async for _ in pushed:
                 pass
 
         def rendered() -> Response:
-            transcript = transcriber.transcript(recording.duration_s)
+            transcript = listener.transcript()
             return _FORMATS[wishes.response_format](transcript, wishes, task)
 
         return await asyncio.to_thread(rendered)
 
-    async def question(request: Request) -> tuple[float, _Wishes, SpeechRecognition, Recording]:
+    async def question(
+        request: Request,
+    ) -> tuple[float, _Wishes, _Recogniser, Listener, Recording | Dictation]:
         """When it had come, and what it is. Nothing of the body is left."""
         name = ""
         try:
@@ -129,7 +133,8 @@ def router(
             wishes = _wishes(form)
             task = _recogniser(server, name)
             _check_language(wishes, task)
-            return received, wishes, task, await _prepared(asking, task, form, wishes)
+            prepared = await _prepared(asking, task, form, wishes)
+            return received, wishes, task, *prepared
         except RequestError:
             if name:
                 server.note_invalid(name)
@@ -152,68 +157,86 @@ def _wishes(form: Form) -> _Wishes:
     return wishes
 
 
-def _recogniser(server: Server, name: str) -> SpeechRecognition:
+def _recogniser(server: Server, name: str) -> _Recogniser:
     try:
         task = server.model(name).task
     except RequestError as error:
         error.field = "model"
         raise
-    if not isinstance(task, SpeechRecognition):
+    if not isinstance(task, _Recogniser):
         raise about("model", f"expected a model that recognises speech, got {shown(name)}")
     return task
 
 
-def _check_language(wishes: _Wishes, task: SpeechRecognition) -> None:
-    known = task.settings.language
-    if known and wishes.language and wishes.language.partition("-")[0].lower() != known:
-        raise about("language", f"expected {known!r}, got {shown(wishes.language)}")
+def _check_language(wishes: _Wishes, task: _Recogniser) -> None:
+    known = task.languages
+    if known and wishes.language and _language(wishes.language) not in known:
+        expected = ", ".join(map(repr, known))
+        raise about("language", f"expected {expected}, got {shown(wishes.language)}")
+
+
+def _language(tag: str) -> str:
+    """Of a tag such as en-GB."""
+    return tag.partition("-")[0].lower()
 
 
 async def _prepared(
-    asking: Asking, task: SpeechRecognition, form: Form, wishes: _Wishes
-) -> Recording:
+    asking: Asking, task: _Recogniser, form: Form, wishes: _Wishes
+) -> tuple[Listener, Recording | Dictation]:
     if "file" not in form.files:
         raise about("file", "expected a file with the bytes of a recording, got none")
-    settings = expecting(task, wishes.prompt, wishes.keywords)
+    settings = _settings(task, wishes)
     try:
         recording = await asking.prepare(task, form.files["file"], settings)
     except RequestError as error:
         error.field = "file"
         raise
+    if isinstance(task, WhisperRecognition):
+        assert isinstance(recording, Dictation)
+        return task.listener(recording), recording
     assert isinstance(recording, Recording)
-    return recording
+    return task.listener(recording), recording
 
 
-async def _pushed(
-    transcriber: Transcriber, recording: Recording, outputs: AsyncGenerator[Tensors]
-) -> AsyncGenerator[None]:
-    """Gives a transcriber a recording's pieces; yields after each."""
+def _settings(task: _Recogniser, wishes: _Wishes) -> BaseModel:
+    """Those of the task. Raises `InvalidRequest`."""
+    if isinstance(task, SpeechRecognition):
+        return expecting(task, wishes.prompt, wishes.keywords)
+    if wishes.prompt or wishes.keywords:
+        field = "keywords" if wishes.keywords else "prompt"
+        raise about(field, f"expected none: {shown(wishes.model)} takes no hints")
+    if "word" in wishes.timestamp_granularities:
+        raise about(
+            "timestamp_granularities",
+            f"expected 'segment': {shown(wishes.model)} tells no times of words",
+        )
+    language = _language(wishes.language) if wishes.language and task.languages else None
+    return task.Parameters(language=language)
+
+
+async def _pushed(listener: Listener, outputs: AsyncGenerator[Tensors]) -> AsyncGenerator[None]:
+    """Gives a listener the answers for a recording; yields after each."""
     async with aclosing(outputs):
-        for window in recording.windows:
-            frames = frames_of(await anext(outputs))
-            await asyncio.to_thread(transcriber.push, frames, window)
+        async for part in outputs:
+            await asyncio.to_thread(listener.push, part)
             yield
 
 
 async def _events(
-    outputs: AsyncGenerator[Tensors],
-    task: SpeechRecognition,
-    recording: Recording,
-    statuses: Mapping[str, int],
+    outputs: AsyncGenerator[Tensors], listener: Listener, statuses: Mapping[str, int]
 ) -> AsyncGenerator[bytes, None]:
     """What each piece adds to the text, then the whole; one that tells of an error is the last.
 
     Raises what goes wrong before the first event.
     """
-    transcriber = task.transcriber(recording.settings)
     text = ""
-    async with aclosing(_pushed(transcriber, recording, outputs)) as pushed:
+    async with aclosing(_pushed(listener, outputs)) as pushed:
         try:
             async for _ in pushed:
-                if news := transcriber.news():
+                if news := listener.news():
                     text += news
                     yield _delta(news)
-            if news := transcriber.news(final=True):
+            if news := listener.news(final=True):
                 yield _delta(news)
             done = {"type": "transcript.text.done", "text": text + news}
             yield event(orjson.dumps(done))
@@ -236,14 +259,14 @@ async def _after(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGene
             yield following
 
 
-def _json(transcript: Transcript, wishes: _Wishes, task: SpeechRecognition) -> Response:
+def _json(transcript: _AnyTranscript, wishes: _Wishes, task: _Recogniser) -> Response:
     return _document({"text": transcript.text, "usage": _usage(transcript)})
 
 
-def _verbose_json(transcript: Transcript, wishes: _Wishes, task: SpeechRecognition) -> Response:
+def _verbose_json(transcript: _AnyTranscript, wishes: _Wishes, task: _Recogniser) -> Response:
     document = {
         "task": "transcribe",
-        "language": wishes.language or task.settings.language or _UNDETERMINED,
+        "language": _spoken(transcript, wishes, task),
         "duration": round(transcript.duration_s, 3),
         "text": transcript.text,
         "usage": _usage(transcript),
@@ -251,9 +274,9 @@ def _verbose_json(transcript: Transcript, wishes: _Wishes, task: SpeechRecogniti
     granularities = wishes.timestamp_granularities or ("segment",)
     if "segment" in granularities:
         document["segments"] = [
-            _segment(number, words) for number, words in enumerate(transcript.segments())
+            _segment(number, segment) for number, segment in enumerate(transcript.segments())
         ]
-    if "word" in granularities:
+    if "word" in granularities and isinstance(transcript, Transcript):
         document["words"] = [
             {"word": word.text, "start": round(word.start_s, 3), "end": round(word.end_s, 3)}
             for word in transcript.words
@@ -261,26 +284,32 @@ def _verbose_json(transcript: Transcript, wishes: _Wishes, task: SpeechRecogniti
     return _document(document)
 
 
-def _segment(number: int, words: tuple[Word, ...]) -> dict[str, Any]:
-    text = " ".join(word.text for word in words)
-    tokens = [token for word in words for token in word.tokens]
-    encoded = text.encode()
-    return {
+def _spoken(transcript: _AnyTranscript, wishes: _Wishes, task: _Recogniser) -> str:
+    """The language of a transcript."""
+    heard = transcript.language if isinstance(transcript, SegmentedTranscript) else None
+    return wishes.language or heard or task.settings.language or _UNDETERMINED
+
+
+def _segment(number: int, segment: Segment) -> dict[str, Any]:
+    encoded = segment.text.encode()
+    document = {
         "id": number,
         "seek": 0,
-        "start": round(words[0].start_s, 3),
-        "end": round(words[-1].end_s, 3),
-        "text": text,
-        "tokens": [token.id for token in tokens],
+        "start": round(segment.start_s, 3),
+        "end": round(segment.end_s, 3),
+        "text": segment.text,
         "temperature": 0.0,
-        "avg_logprob": sum(token.log_prob for token in tokens) / len(tokens),
         "compression_ratio": len(encoded) / len(zlib.compress(encoded)),
         # There are segments only where something is said.
         "no_speech_prob": 0.0,
     }
+    if tokens := segment.tokens:
+        document["tokens"] = [token.id for token in tokens]
+        document["avg_logprob"] = sum(token.log_prob for token in tokens) / len(tokens)
+    return document
 
 
-def _usage(transcript: Transcript) -> dict[str, Any]:
+def _usage(transcript: _AnyTranscript) -> dict[str, Any]:
     return {"type": "duration", "seconds": ceil(transcript.duration_s)}
 
 
@@ -288,7 +317,7 @@ def _document(document: dict[str, Any]) -> Response:
     return Response(orjson.dumps(document), media_type="application/json")
 
 
-_FORMATS: Mapping[str, Callable[[Transcript, _Wishes, SpeechRecognition], Response]] = {
+_FORMATS: Mapping[str, Callable[[_AnyTranscript, _Wishes, _Recogniser], Response]] = {
     "json": _json,
     "verbose_json": _verbose_json,
     "text": lambda transcript, *_: Response(transcript.text + "\n", media_type="text/plain"),

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from html import escape
 
-from serving.speech.transcript import Transcript
+from serving.speech.transcript import SegmentedTranscript, Transcript
 
 
-def srt(transcript: Transcript) -> str:
+def srt(transcript: Transcript | SegmentedTranscript) -> str:
     """Numbered segments; empty if nothing is said."""
     return "".join(
-        f"{number}\n{_time(segment[0].start_s, ',')} --> {_time(segment[-1].end_s, ',')}\n"
-        f"{' '.join(word.text for word in segment)}\n\n"
+        f"{number}\n{_time(segment.start_s, ',')} --> {_time(segment.end_s, ',')}\n"
+        f"{segment.text}\n\n"
         for number, segment in enumerate(transcript.segments(), start=1)
     )
 
 
-def vtt(transcript: Transcript) -> str:
+def vtt(transcript: Transcript | SegmentedTranscript) -> str:
     """Segments after a header."""
     return "WEBVTT\n\n" + "".join(
-        f"{_time(segment[0].start_s, '.')} --> {_time(segment[-1].end_s, '.')}\n"
-        f"{escape(' '.join(word.text for word in segment), quote=False)}\n\n"
+        f"{_time(segment.start_s, '.')} --> {_time(segment.end_s, '.')}\n"
+        f"{escape(segment.text, quote=False)}\n\n"
         for segment in transcript.segments()
     )
 

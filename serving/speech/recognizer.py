@@ -20,6 +20,15 @@ from serving.model_file import read_model_file
 RECOGNIZER_FILE = "recognizer.json"
 
 
+class _Kind(BaseModel):
+    type: Literal["ctc", "ctc-live", "whisper"]
+
+
+def kind_of(directory: Path) -> str:
+    """What a version directory's recognizer.json tells of. Raises `ModelLoadError`."""
+    return read_model_file(_Kind, directory / RECOGNIZER_FILE).type
+
+
 class RecognizerSettings(BaseModel, frozen=True, extra="forbid", strict=True):
     """Of a model that gives log-probabilities of the `vocabulary` for every frame of a waveform.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serving.speech.ctc import Token
 
@@ -25,6 +25,36 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """What is read at once: a text, the seconds at which it begins and ends, and, where a model
+    tells its certainty of each, the tokens that spell it."""
+
+    text: str
+    start_s: float
+    end_s: float
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedTranscript:
+    """What a recording of `duration_s` seconds says, by a model that tells no times of words.
+
+    The texts of `parts` have the spaces between them, and `language` is the one that was heard.
+    """
+
+    parts: tuple[Segment, ...]
+    duration_s: float
+    language: str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts).strip()
+
+    def segments(self) -> list[Segment]:
+        return [replace(part, text=part.text.strip()) for part in self.parts]
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
     """What a recording of `duration_s` seconds says."""
 
@@ -37,14 +67,22 @@ class Transcript:
     def text(self) -> str:
         return " ".join(word.text for word in self.words)
 
-    def segments(self) -> list[tuple[Word, ...]]:
+    def segments(self) -> list[Segment]:
         """The words in groups, which end at pauses or where they would be too long to read."""
         segments: list[list[Word]] = []
         for word in self.words:
             if not segments or not _continues(segments[-1], word):
                 segments.append([])
             segments[-1].append(word)
-        return [tuple(segment) for segment in segments]
+        return [
+            Segment(
+                " ".join(word.text for word in words),
+                words[0].start_s,
+                words[-1].end_s,
+                tuple(token for word in words for token in word.tokens),
+            )
+            for words in segments
+        ]
 
 
 def transcript(

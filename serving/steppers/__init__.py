@@ -16,6 +16,7 @@ from serving.scheduling.stepper import Stepper
 
 STEPPERS = {
     "generation": "serving.steppers.generation:load",
+    "recognition": "serving.steppers.recognition:load",
 }
 
 

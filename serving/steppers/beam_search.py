@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from serving.steppers.advance import Advance, require_finite
 from serving.steppers.parameters import GenerationParameters
-from serving.steppers.processors import History, Scores
+from serving.steppers.processors import History, Rule, Scores
 from serving.steppers.ranking import largest
 from serving.steppers.settings import GenerationSettings
 
@@ -41,6 +41,7 @@ class BeamSearch:
         settings: GenerationSettings,
         parameters: GenerationParameters,
         prompt: Sequence[int],
+        rules: Sequence[Rule] = (),
     ):
         self.rows = beams = parameters.num_beams
         self._eos = np.array(settings.eos_token_ids, np.int64)
@@ -49,7 +50,7 @@ class BeamSearch:
         self._length_penalty = parameters.length_penalty
         self._early_stopping = parameters.early_stopping
         self._max_length = parameters.max_new_tokens
-        self._history = History(settings, parameters, prompt)
+        self._history = History(settings, parameters, prompt, rules)
         self._length = 0
         # The beams are equal at first, so only one of them may have successors.
         self._scores = np.full(beams, _OUT)

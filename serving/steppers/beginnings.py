@@ -25,7 +25,7 @@ that begin together with it."""
 
 @dataclass(frozen=True, slots=True)
 class Begun(Generic[T, B]):
-    """What came of texts that began in one run of a graph."""
+    """What came of jobs that began in one run of a graph."""
 
     jobs: Sequence[T]
     results: Sequence[B] | Exception
@@ -35,22 +35,12 @@ class Begun(Generic[T, B]):
 
 
 class Beginnings(Generic[T, B]):
-    """Runs a graph over whole texts, those of like length together, beside everything else.
+    """Runs what begins jobs on `threads` threads of its own, beside everything else.
 
-    `compute` gets token ids [text, token], padded at the end with `pad`, and the texts' lengths,
-    and returns something for each. It is called on `threads` threads of this object's; all else
-    belongs to one thread.
+    All but what it runs belongs to one thread.
     """
 
-    def __init__(
-        self,
-        compute: Callable[[Tokens, Sequence[int]], Sequence[B]],
-        *,
-        pad: int,
-        threads: int,
-    ):
-        self._compute = compute
-        self._pad = pad
+    def __init__(self, threads: int):
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="begin")
         self._running: dict[Future[Sequence[B]], Begun[T, B]] = {}
@@ -60,11 +50,16 @@ class Beginnings(Generic[T, B]):
         """Threads that compute."""
         return min(self._threads, len(self._running))
 
-    def start(self, jobs: Sequence[T], texts: Sequence[Sequence[int]]) -> None:
-        """Begin jobs, the shortest texts first."""
-        pairs = list(zip(jobs, texts, strict=True))
-        for group in reversed(list(alike(pairs, [len(text) for text in texts]))):
-            self._start([job for job, _ in group], [text for _, text in group])
+    def start(
+        self,
+        jobs: Sequence[T],
+        compute: Callable[[], Sequence[B]],
+        *,
+        tokens: int,
+        padding: int = 0,
+    ) -> None:
+        """Begin jobs that have so many tokens; `compute` returns something for each."""
+        self._running[self._pool.submit(compute)] = Begun(jobs, (), tokens, padding)
 
     def finished(self, *, wait_for_one: bool) -> Iterator[Begun[T, B]]:
         """Those that are done, if need be after a wait for the first of those on their way."""
@@ -78,13 +73,6 @@ class Beginnings(Generic[T, B]):
 
     def close(self) -> None:
         self._pool.shutdown()
-
-    def _start(self, jobs: Sequence[T], texts: Sequence[Sequence[int]]) -> None:
-        lengths = [len(text) for text in texts]
-        ids = padded(texts, self._pad)
-        tokens = sum(lengths)
-        future = self._pool.submit(self._compute, ids, lengths)
-        self._running[future] = Begun(jobs, (), tokens, ids.size - tokens)
 
 
 def padded(texts: Sequence[Sequence[int]], pad: int) -> Tokens:

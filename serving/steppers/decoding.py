@@ -12,7 +12,7 @@ import numpy as np
 from serving.steppers.advance import Advance, Decoding, not_finite, require_finite
 from serving.steppers.beam_search import BeamSearch
 from serving.steppers.parameters import GenerationParameters
-from serving.steppers.processors import History, Scores
+from serving.steppers.processors import History, Rule, Scores
 from serving.steppers.sampling import candidates, draw
 from serving.steppers.settings import GenerationSettings
 
@@ -21,18 +21,21 @@ NOT_FINITE = -1
 
 
 def decoding_for(
-    settings: GenerationSettings, parameters: GenerationParameters, prompt: Sequence[int]
+    settings: GenerationSettings,
+    parameters: GenerationParameters,
+    prompt: Sequence[int],
+    rules: Sequence[Rule] = (),
 ) -> Decoding:
     """The strategy that a request's parameters ask for.
 
-    `prompt` holds the decoder's first tokens: the text of a decoder-only model, or the one token
-    with which an encoder-decoder model starts.
+    `prompt` holds the decoder's first tokens: the text of a decoder-only model, or those with
+    which an encoder-decoder model starts.
     """
     if parameters.num_beams > 1:
-        return BeamSearch(settings, parameters, prompt)
+        return BeamSearch(settings, parameters, prompt, rules)
     if parameters.do_sample:
-        return Sampling(settings, parameters, prompt)
-    return Greedy(settings, parameters, prompt)
+        return Sampling(settings, parameters, prompt, rules)
+    return Greedy(settings, parameters, prompt, rules)
 
 
 def best_tokens(logits: Scores, suppressed: frozenset[int]) -> list[int]:
@@ -99,15 +102,18 @@ class Greedy(_OneRow):
         settings: GenerationSettings,
         parameters: GenerationParameters,
         prompt: Sequence[int],
+        rules: Sequence[Rule] = (),
     ):
         super().__init__(settings, parameters, prompt)
         self.plain = (
-            parameters.repetition_penalty == 1.0
+            not rules
+            and not settings.begin_suppressed_token_ids
+            and parameters.repetition_penalty == 1.0
             and parameters.no_repeat_ngram_size == 0
             and parameters.min_new_tokens == 0
         )
         self._suppressed = frozenset(settings.suppressed_token_ids)
-        self._history = None if self.plain else History(settings, parameters, prompt)
+        self._history = None if self.plain else History(settings, parameters, prompt, rules)
 
     def advance(self, logits: Scores) -> Advance:
         if self._history is None:
@@ -130,10 +136,11 @@ class Sampling(_OneRow):
         settings: GenerationSettings,
         parameters: GenerationParameters,
         prompt: Sequence[int],
+        rules: Sequence[Rule] = (),
     ):
         super().__init__(settings, parameters, prompt)
         self._parameters = parameters
-        self._history = History(settings, parameters, prompt)
+        self._history = History(settings, parameters, prompt, rules)
         self._random = np.random.Generator(np.random.PCG64(parameters.seed))
 
     def advance(self, logits: Scores) -> Advance:

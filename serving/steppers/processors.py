@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -17,13 +17,17 @@ Scores: TypeAlias = npt.NDArray[np.float32]
 Sequences: TypeAlias = npt.NDArray[np.int64]
 """The tokens so far, [row, position], the decoder's prompt included."""
 
-_NEVER = -np.inf
+Rule: TypeAlias = Callable[[Scores, Sequences], None]
+"""What one kind of model wants besides; called as `Processors` are, after all of them."""
+
+NEVER = -np.inf
 
 
 class Processors:
     """Called with the scores of a step and the tokens before it, changes the scores in place."""
 
     __slots__ = (
+        "_begin_suppressed",
         "_eos",
         "_first",
         "_last",
@@ -31,12 +35,21 @@ class Processors:
         "_min_length",
         "_ngram",
         "_penalty",
+        "_prompt_tokens",
+        "_rules",
         "_suppressed",
     )
 
     def __init__(
-        self, settings: GenerationSettings, parameters: GenerationParameters, prompt_tokens: int
+        self,
+        settings: GenerationSettings,
+        parameters: GenerationParameters,
+        prompt_tokens: int,
+        rules: Sequence[Rule],
     ):
+        self._prompt_tokens = prompt_tokens
+        self._rules = rules
+        self._begin_suppressed = list(settings.begin_suppressed_token_ids)
         self._penalty = parameters.repetition_penalty
         self._ngram = parameters.no_repeat_ngram_size
         self._suppressed = list(settings.suppressed_token_ids)
@@ -55,13 +68,17 @@ class Processors:
         if 0 < self._ngram <= length:
             _ban_repeated(scores, sequences, self._ngram)
         if self._suppressed:
-            scores[:, self._suppressed] = _NEVER
+            scores[:, self._suppressed] = NEVER
         if length < self._min_length:
-            scores[:, self._eos] = _NEVER
+            scores[:, self._eos] = NEVER
         if self._first is not None and length == 1:
             _force(scores, self._first)
         if self._last is not None and length == self._length_of_last:
             _force(scores, self._last)
+        if self._begin_suppressed and length == self._prompt_tokens:
+            scores[:, self._begin_suppressed] = NEVER
+        for rule in self._rules:
+            rule(scores, sequences)
 
 
 class History:
@@ -74,12 +91,13 @@ class History:
         settings: GenerationSettings,
         parameters: GenerationParameters,
         prompt: Sequence[int],
+        rules: Sequence[Rule] = (),
     ):
         self._prompt_tokens = self._length = len(prompt)
         capacity = len(prompt) + parameters.max_new_tokens
         self._buffer = np.empty((parameters.num_beams, capacity), np.int64)
         self._buffer[:, : len(prompt)] = prompt
-        self._process = Processors(settings, parameters, len(prompt))
+        self._process = Processors(settings, parameters, len(prompt), rules)
 
     def process(self, scores: Scores) -> None:
         """Let the processors change a step's scores."""
@@ -101,7 +119,7 @@ class History:
 
 
 def _force(scores: Scores, token: int) -> None:
-    scores.fill(_NEVER)
+    scores.fill(NEVER)
     scores[:, token] = 0.0
 
 
@@ -110,4 +128,4 @@ def _ban_repeated(scores: Scores, sequences: Sequences, size: int) -> None:
     windows = np.lib.stride_tricks.sliding_window_view(sequences, size, axis=1)
     prefix = sequences[:, sequences.shape[1] + 1 - size :]
     rows, places = np.nonzero((windows[..., :-1] == prefix[:, np.newaxis]).all(axis=-1))
-    scores[rows, windows[rows, places, -1]] = _NEVER
+    scores[rows, windows[rows, places, -1]] = NEVER

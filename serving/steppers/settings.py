@@ -22,7 +22,7 @@ class GenerationSettings(BaseModel, frozen=True, extra="forbid", strict=True):
     """Of an encoder-decoder model (it has a `decoder_start_token_id`) or a decoder-only one.
 
     `max_length` and `max_source` count the positions of the decoder and of the encoder;
-    `suppressed_token_ids` are never generated.
+    `suppressed_token_ids` are never generated, `begin_suppressed_token_ids` not as the first token.
     """
 
     max_length: Annotated[int, Field(ge=2)]
@@ -34,6 +34,7 @@ class GenerationSettings(BaseModel, frozen=True, extra="forbid", strict=True):
     eos_token_ids: tuple[_TokenId, ...]
     pad_token_id: _TokenId
     suppressed_token_ids: tuple[_TokenId, ...] = ()
+    begin_suppressed_token_ids: tuple[_TokenId, ...] = ()
     defaults: GenerationParameters = GenerationParameters()
 
     @classmethod
@@ -61,7 +62,11 @@ class GenerationSettings(BaseModel, frozen=True, extra="forbid", strict=True):
                 "pad_token_id",
             )
         }
-        several = {*self.eos_token_ids, *self.suppressed_token_ids}
+        several = {
+            *self.eos_token_ids,
+            *self.suppressed_token_ids,
+            *self.begin_suppressed_token_ids,
+        }
         for token in [*single.values(), *several]:
             if token is not None and token >= self.vocab_size:
                 raise ValueError(f"token {token} is not below vocab_size, {self.vocab_size}")
@@ -71,14 +76,16 @@ class GenerationSettings(BaseModel, frozen=True, extra="forbid", strict=True):
         return self
 
     def parameters(
-        self, requested: Mapping[str, Parameter], input_tokens: int
+        self, requested: Mapping[str, Parameter], input_tokens: int, prompt_tokens: int = 1
     ) -> GenerationParameters:
         """What holds for a request whose text has `input_tokens` tokens (special ones included).
+
+        `prompt_tokens` are those with which an encoder-decoder model's own text begins.
 
         A default of `max_new_tokens` is cut to the positions that are left, a wish is refused.
         Raises `InvalidRequest` for parameters, and for an input that is longer than the model.
         """
-        prompt = 1 if self.is_encoder_decoder else input_tokens
+        prompt = prompt_tokens if self.is_encoder_decoder else input_tokens
         longest = self.max_source or self.max_length - 1
         if not 1 <= input_tokens <= longest:
             raise InvalidRequest(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from serving.errors import ModelLoadError
 from serving.types import Parameter, Tensors, TensorSpec
 
 TASKS = {
-    "automatic-speech-recognition": "serving.tasks.speech_recognition:SpeechRecognition.load",
+    "automatic-speech-recognition": "serving.tasks.speech_recognition:load",
     "image_classification": "serving.tasks.image_classification:ImageClassification.load",
     "text_generation": "serving.tasks.text_generation:TextGeneration.load",
     "translation": "serving.tasks.translation:Translation.load",
@@ -92,6 +93,5 @@ def load_task(name: str, directory: Path) -> Task:
             f" expected one of {', '.join(TASKS)}"
         )
     module_name, _, attribute = TASKS[name].partition(":")
-    class_name, _, method = attribute.partition(".")
-    load: Callable[[Path], Task] = getattr(getattr(import_module(module_name), class_name), method)
+    load: Callable[[Path], Task] = attrgetter(attribute)(import_module(module_name))
     return load(directory)

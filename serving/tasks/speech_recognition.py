@@ -1,7 +1,8 @@
 """Speech recognition: from the bytes of a recording to its words.
 
 A model that hears whole recordings gets long ones in windows; one that hears live gets chunks, in a
-sequence, as from a caller who speaks.
+sequence, as from a caller who speaks. Those that CTC trained are here; one that writes its text, as
+Whisper does, windows recordings itself: see `serving.tasks.whisper`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from serving.speech.chunks import Chunker
 from serving.speech.ctc import GreedySearch, Search
 from serving.speech.hot_words import HotWords
 from serving.speech.prefix_beam import PrefixBeamSearch
-from serving.speech.recognizer import RecognizerSettings
+from serving.speech.recognizer import RecognizerSettings, kind_of
 from serving.speech.transcriber import Transcriber
+from serving.speech.transcript import SegmentedTranscript, Transcript
+from serving.speech.whisper import WhisperSettings
 from serving.speech.windows import Window, windows
 from serving.tasks import Question
 from serving.tasks.payload import as_bytes
+from serving.tasks.whisper import WhisperRecognition
 from serving.types import DYNAMIC, Array, Tensors, TensorSpec
 
 INPUT = "waveform"
@@ -56,6 +60,23 @@ class Recording(Question):
 
     windows: Sequence[Window]
     duration_s: float
+
+
+class Listener(Protocol):
+    """Takes what a model answers for one recording, and tells what it says."""
+
+    def push(self, outputs: Tensors) -> None: ...
+
+    def news(self, *, final: bool = False) -> str:
+        """The text that has become certain since this was last asked; if `final`, all the rest.
+
+        All answers, one after another, are the transcript's text.
+        """
+        ...
+
+    def transcript(self) -> Transcript | SegmentedTranscript:
+        """What the recording says so far."""
+        ...
 
 
 class GenerationParameters(BaseModel, extra="forbid", frozen=True):
@@ -103,17 +124,10 @@ class SpeechRecognition:
                 TensorSpec(FRAMES, "INT64", (DYNAMIC, 1)),
             )
 
-    @classmethod
-    def load(cls, directory: Path) -> SpeechRecognition:
-        """Read the settings of a version directory."""
-        try:
-            audio = import_module("serving.speech.audio")
-        except ModuleNotFoundError as error:
-            raise ModelLoadError(
-                f"{directory.parent}: speech recognition needs the package {error.name!r}:"
-                f" {INSTALL_HINT}"
-            ) from error
-        return cls(RecognizerSettings.load(directory), audio.decode, audio.Resampler)
+    @property
+    def languages(self) -> Sequence[str]:
+        """That of the texts, if the model says so."""
+        return (self.settings.language,) if self.settings.language else ()
 
     def preprocess(self, payload: object, settings: SpeechRecognition.Parameters) -> Recording:
         """One recording: its bytes, or in JSON their base64."""
@@ -139,6 +153,10 @@ class SpeechRecognition:
         assert self._resampler is not None
         return self._resampler(from_hz, self.settings.sampling_rate)
 
+    def listener(self, question: Recording) -> Listener:
+        """What the answers for a recording are given to, in order."""
+        return CtcListener(self.transcriber(question.settings), question)
+
     def transcriber(self, parameters: SpeechRecognition.Parameters) -> Transcriber:
         """What the answers for the pieces of a recording are given to, in order."""
         return Transcriber(self.settings, self._search(parameters))
@@ -150,10 +168,10 @@ class SpeechRecognition:
     def conclude(self, parts: Sequence[Tensors], question: Question) -> dict[str, Any]:
         """The same of a recording of any number of pieces."""
         assert isinstance(question, Recording)
-        transcriber = self.transcriber(question.settings)
-        for outputs, window in zip(parts, question.windows, strict=True):
-            transcriber.push(frames_of(outputs), window)
-        transcript = transcriber.transcript(question.duration_s)
+        listener = CtcListener(self.transcriber(question.settings), question)
+        for outputs in parts:
+            listener.push(outputs)
+        transcript = listener.transcript()
         wanted = question.settings.return_timestamps
         if not wanted:
             return {"text": transcript.text}
@@ -181,6 +199,41 @@ class SpeechRecognition:
             floor=FLOOR,
             horizon=max(1, round(HORIZON_S / self.settings.frame_s)),
         )
+
+
+class CtcListener:
+    """Takes the answers for the pieces of a recording, in order."""
+
+    def __init__(self, transcriber: Transcriber, question: Recording):
+        self._transcriber = transcriber
+        self._windows = iter(question.windows)
+        self._duration_s = question.duration_s
+
+    def push(self, outputs: Tensors) -> None:
+        self._transcriber.push(frames_of(outputs), next(self._windows))
+
+    def news(self, *, final: bool = False) -> str:
+        return self._transcriber.news(final=final)
+
+    def transcript(self) -> Transcript:
+        return self._transcriber.transcript(self._duration_s)
+
+
+def load(directory: Path) -> SpeechRecognition | WhisperRecognition:
+    """The task of a version directory, for the kind of model that its settings tell of.
+
+    Raises `ModelLoadError`.
+    """
+    try:
+        audio = import_module("serving.speech.audio")
+    except ModuleNotFoundError as error:
+        raise ModelLoadError(
+            f"{directory.parent}: speech recognition needs the package {error.name!r}:"
+            f" {INSTALL_HINT}"
+        ) from error
+    if kind_of(directory) == "whisper":
+        return WhisperRecognition(WhisperSettings.load(directory), audio.decode)
+    return SpeechRecognition(RecognizerSettings.load(directory), audio.decode, audio.Resampler)
 
 
 def frames_of(outputs: Tensors) -> Array:

@@ -257,9 +257,9 @@ def test_segments_end_at_pauses_and_where_they_are_full() -> None:
     spoken = transcript(
         [token for at in starts for token in word(at)], VOCABULARY, frame_s=0.1, duration_s=20
     )
-    sizes = [len(segment) for segment in spoken.segments()]
+    sizes = [len(segment.text.split()) for segment in spoken.segments()]
     assert sizes == [3, 14, 7]
     long = [Token(2, at, at, 0.0) for at in range(0, 160, 2)]
     crowded = transcript([*long, *word(162), *word(170)], VOCABULARY, 0.01, 2)
-    assert [len(segment) for segment in crowded.segments()] == [2]
+    assert [len(segment.text.split()) for segment in crowded.segments()] == [2]
     assert transcript([], VOCABULARY, 0.1, 1).segments() == []

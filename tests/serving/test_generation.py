@@ -30,8 +30,9 @@ from serving.scheduling.step_policy import Capacity
 from serving.scheduling.stepping import StepScheduler
 from serving.steppers.beginnings import FINE_PADDING, alike
 from serving.steppers.cache import KeyValueCache
-from serving.steppers.generation import Generation, GenerationStepper
+from serving.steppers.generation import GenerationStepper
 from serving.steppers.settings import GenerationSettings
+from serving.steppers.tokens import Generation
 from serving.types import Array, InferRequest, Iteration, Parameter, Tensors
 from tests.stepped import gpt2, llama, marian
 from training.graphs.graphs import to_onnx

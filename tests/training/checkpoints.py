@@ -1,4 +1,4 @@
-"""Small random checkpoints of models that generate text, with tokenizers that work."""
+"""Small random checkpoints of models that can be imported, with tokenizers that work."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ from transformers import (
     LlamaForCausalLM,
     MarianConfig,
     MarianMTModel,
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
 )
 
 SENTENCES = (
@@ -96,6 +103,95 @@ def llama(directory: Path, seed: int = 0, **settings: Any) -> LlamaForCausalLM:
     model = LlamaForCausalLM(LlamaConfig(**config | settings))
     _randomize(model)
     model.save_pretrained(directory)
+    return model
+
+
+def wav2vec2(
+    directory: Path, seed: int = 0, *, normalizes: bool = True, **settings: Any
+) -> Wav2Vec2ForCTC:
+    """Seven convolutions as every published one has them, and two layers of four heads."""
+    torch.manual_seed(seed)
+    letters = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINSHR'")
+    directory.mkdir(parents=True, exist_ok=True)
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    (directory / "vocab.json").write_text(json.dumps(vocabulary))
+    # transformers does not annotate them.
+    tokenizer: Any = Wav2Vec2CTCTokenizer
+    tokenizer(directory / "vocab.json").save_pretrained(directory)
+    extractor: Any = Wav2Vec2FeatureExtractor
+    extractor(do_normalize=normalizes).save_pretrained(directory)
+    config: dict[str, Any] = {
+        "vocab_size": len(letters),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "conv_dim": (16,) * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+    }
+    model = Wav2Vec2ForCTC(Wav2Vec2Config(**config | settings))
+    _randomize(model)
+    model.save_pretrained(directory)
+    return model
+
+
+def whisper(
+    directory: Path, seed: int = 0, *, languages: tuple[str, ...] = ("en", "de"), **settings: Any
+) -> WhisperForConditionalGeneration:
+    """Hears two seconds at a time, and writes up to 48 tokens; without languages, English only."""
+    torch.manual_seed(seed)
+    text = _save_tokenizer(directory)
+    names = ["<|eos|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in languages)]
+    names += ["<|translate|>", "<|transcribe|>"] if languages else []
+    names.append("<|notimestamps|>")
+    positions = 100
+    times = [f"<|{time / 50:.2f}|>" for time in range(positions + 1)]
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.add_special_tokens(names)
+    tokenizer.add_tokens(times)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    tokens = {name: text + number for number, name in enumerate([*names, *times])}
+    eos, start = tokens["<|eos|>"], tokens["<|startoftranscript|>"]
+    config: dict[str, Any] = {
+        "vocab_size": text + len(tokens),
+        "num_mel_bins": 80,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "max_source_positions": positions,
+        "max_target_positions": 48,
+        "init_std": 0.3,
+        "pad_token_id": eos,
+        "bos_token_id": eos,
+        "eos_token_id": eos,
+        "decoder_start_token_id": start,
+    }
+    model = WhisperForConditionalGeneration(WhisperConfig(**config | settings))
+    _randomize(model)
+    generation: Any = model.generation_config
+    # As it is made, what it says besides is taken for the model's own and forgotten.
+    generation._from_model_config = False
+    generation.max_length = 48
+    generation.suppress_tokens = [5, 7, start]
+    generation.begin_suppress_tokens = [9, eos]
+    generation.no_timestamps_token_id = tokens["<|notimestamps|>"]
+    generation.max_initial_timestamp_index = 50
+    generation.is_multilingual = bool(languages)
+    if languages:
+        generation.lang_to_id = {f"<|{code}|>": tokens[f"<|{code}|>"] for code in languages}
+        generation.task_to_id = {
+            task: tokens[f"<|{task}|>"] for task in ("transcribe", "translate")
+        }
+    model.save_pretrained(directory)
+    extractor: Any = WhisperFeatureExtractor
+    extractor(chunk_length=2).save_pretrained(directory)
     return model
 
 

@@ -15,7 +15,15 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, MarianMTModel
+from torch import nn
+from transformers import (
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MarianMTModel,
+    PreTrainedModel,
+    Wav2Vec2ForCTC,
+    WhisperForConditionalGeneration,
+)
 
 from training.errors import CheckpointError
 
@@ -26,18 +34,20 @@ WEIGHTS = "*.safetensors"
 _PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 Model = MarianMTModel | GPT2LMHeadModel | LlamaForCausalLM
+"""Those that generate text from text."""
 
 
 @dataclass(frozen=True)
 class Architecture:
     name: str
     """That of its class, as config.json has it."""
-    model: type[Model]
+    model: type[PreTrainedModel]
     task: str
     tokenizer_files: tuple[str, ...]
 
 
 _TEXT_GENERATION = "text_generation", ("tokenizer.json",)
+_SPEECH_RECOGNITION = "automatic-speech-recognition"
 
 ARCHITECTURES = (
     Architecture(
@@ -48,12 +58,22 @@ ARCHITECTURES = (
     ),
     Architecture("GPT2LMHeadModel", GPT2LMHeadModel, *_TEXT_GENERATION),
     Architecture("LlamaForCausalLM", LlamaForCausalLM, *_TEXT_GENERATION),
+    Architecture("Wav2Vec2ForCTC", Wav2Vec2ForCTC, _SPEECH_RECOGNITION, ("vocab.json",)),
+    Architecture(
+        "WhisperForConditionalGeneration",
+        WhisperForConditionalGeneration,
+        _SPEECH_RECOGNITION,
+        ("tokenizer.json",),
+    ),
 )
 
 _OPTIONAL_FILES = ("tokenizer_config.json",)
 
 _CONSTANTS = (".attn.masked_bias",)
 """Ends of names under which early GPT-2 checkpoints keep what is no weight."""
+
+_FOR_TRAINING = (".masked_spec_embed",)
+"""Ends of names of weights that have no part in inference, and that many checkpoints lack."""
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Those whose angles depend on the position alone."""
@@ -63,10 +83,10 @@ def architecture_of(checkpoint: Path) -> Architecture:
     """Look at a directory's files. Raises `CheckpointError` if it cannot be exported."""
     if not checkpoint.is_dir():
         raise CheckpointError(f"{checkpoint} is not a directory")
-    config = _read_object(checkpoint / CONFIG_FILE)
+    config = read_object(checkpoint / CONFIG_FILE)
     if (checkpoint / GENERATION_FILE).exists():
         # `transformers` would go on without it.
-        _read_object(checkpoint / GENERATION_FILE)
+        read_object(checkpoint / GENERATION_FILE)
     names = config.get("architectures") or []
     names = names if isinstance(names, list) else [names]
     architecture = next((known for known in ARCHITECTURES if [known.name] == names), None)
@@ -88,6 +108,13 @@ def tokenizer_files(checkpoint: Path) -> list[Path]:
 
 
 def load_checkpoint(checkpoint: Path) -> Model:
+    """A model that generates text from text. Raises `CheckpointError`."""
+    model = load_model(checkpoint)
+    assert isinstance(model, Model), "whoever asks knows the architecture. This is a bug."
+    return model
+
+
+def load_model(checkpoint: Path) -> PreTrainedModel:
     """The model in FP32, ready to infer. Raises `CheckpointError`."""
     architecture = architecture_of(checkpoint)
     try:
@@ -108,12 +135,13 @@ def load_checkpoint(checkpoint: Path) -> Model:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{checkpoint}: transformers cannot load it: {reason}") from error
-    model: Model
+    model: PreTrainedModel
     model, found = loaded
     model.requires_grad_(False)
+    missing = {key for key in found["missing_keys"] if not key.endswith(_FOR_TRAINING)}
     unexpected = {key for key in found["unexpected_keys"] if not key.endswith(_CONSTANTS)}
     for keys, problem in (
-        (found["missing_keys"], "lack"),
+        (missing, "lack"),
         (unexpected, "have what the model has no place for:"),
         (found["mismatched_keys"], "have another shape than config.json says:"),
     ):
@@ -123,7 +151,16 @@ def load_checkpoint(checkpoint: Path) -> Model:
     return model
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def output_layer(model: PreTrainedModel) -> nn.Linear:
+    """The layer that makes logits."""
+    # transformers does not annotate it.
+    find: Any = model.get_output_embeddings
+    layer: nn.Linear = find()
+    return layer
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint. Raises `CheckpointError`."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

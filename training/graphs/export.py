@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from torch import nn
 
 from serving.steppers.settings import GenerationSettings
 from serving.triton_backend import MODEL_FILE, MODEL_TEXT
@@ -32,13 +33,9 @@ def export_generation(checkpoint: Path, destination: Path) -> None:
 
 def export_loaded(model: Model, checkpoint: Path, destination: Path) -> None:
     """The same, of a model that `load_checkpoint` read."""
-    settings = _checked(generation_settings(model))
+    settings = checked(generation_settings(model))
     read_tokenizer(checkpoint, model)
-    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    if size > _LARGEST_GRAPH:
-        raise CheckpointError(
-            f"{checkpoint}: the weights are {size / 2**30:.1f} GiB in FP32, and a graph holds 2"
-        )
+    require_room(model, checkpoint)
     destination.mkdir(parents=True, exist_ok=True)
     for name, graph in to_onnx(model, renormalized(model)).items():
         (destination / name).write_bytes(graph.SerializeToString())
@@ -48,7 +45,16 @@ def export_loaded(model: Model, checkpoint: Path, destination: Path) -> None:
     durable.write(destination / MODEL_FILE, MODEL_TEXT)
 
 
-def _checked(settings: dict[str, Any]) -> GenerationSettings:
+def require_room(module: nn.Module, checkpoint: Path) -> None:
+    """Raises `CheckpointError` for a module that is larger than a graph can be."""
+    size = sum(weight.numel() * weight.element_size() for weight in module.parameters())
+    if size > _LARGEST_GRAPH:
+        raise CheckpointError(
+            f"{checkpoint}: the weights are {size / 2**30:.1f} GiB in FP32, and a graph holds 2"
+        )
+
+
+def checked(settings: dict[str, Any]) -> GenerationSettings:
     """As serving reads them. Raises `CheckpointError` where a value is out of bounds."""
     try:
         return GenerationSettings.model_validate_json(json.dumps(settings))

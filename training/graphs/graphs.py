@@ -9,11 +9,22 @@ from typing import Any
 import torch
 from onnx import ModelProto
 from torch.export import Dim
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, MarianMTModel
+from transformers import (
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MarianMTModel,
+    WhisperForConditionalGeneration,
+)
 
 from training.graphs.attention import NAME, KeysAndValues, attention_of, padded_head
 from training.graphs.checkpoint import Model
-from training.graphs.modules import LanguageModelDecoder, MarianDecoder, MarianEncoder, Rotary
+from training.graphs.modules import (
+    EncoderDecoder,
+    LanguageModelDecoder,
+    MarianEncoder,
+    Rotary,
+    SourceDecoder,
+)
 from training.graphs.names import DECODER_FILE, ENCODER_FILE
 from training.graphs.trace import trace
 
@@ -24,14 +35,14 @@ _BATCH, _TOKENS, _SOURCE, _CAPACITY = 2, 3, 5, 7
 def to_onnx(model: Model, never: Sequence[int] = ()) -> dict[str, ModelProto]:
     """The graphs by file name; the logits of the tokens in `never` are minus infinity."""
     if isinstance(model, MarianMTModel):
-        return {ENCODER_FILE: _marian_encoder(model), DECODER_FILE: _marian_decoder(model, never)}
+        return {ENCODER_FILE: _marian_encoder(model), DECODER_FILE: source_decoder(model, never)}
     return {DECODER_FILE: _language_model(model, never)}
 
 
-def cache_shape(model: Model) -> tuple[int, int, int]:
+def cache_shape(model: Model | WhisperForConditionalGeneration) -> tuple[int, int, int]:
     """Layers that have a cache, key-value heads of each, and dimensions of each head."""
     config = model.config
-    if isinstance(model, MarianMTModel):
+    if isinstance(model, EncoderDecoder):
         heads = config.decoder_attention_heads
         return config.decoder_layers, heads, padded_head(config.d_model // heads)
     heads = config.num_attention_heads
@@ -55,12 +66,13 @@ def _marian_encoder(model: MarianMTModel) -> ModelProto:
                 "attention_mask": torch.ones(shape, dtype=torch.long),
             },
             ["input_ids", "attention_mask"],
-            _names("cross", model.config.decoder_layers),
+            cache_names("cross", model.config.decoder_layers),
             {"input_ids": axes, "attention_mask": axes},
         )
 
 
-def _marian_decoder(model: MarianMTModel, never: Sequence[int]) -> ModelProto:
+def source_decoder(model: EncoderDecoder, never: Sequence[int]) -> ModelProto:
+    """A step of one token for each row, by a decoder that attends to a source."""
     config = model.config
     layers, heads, head_dim = cache_shape(model)
     batch, capacity, source = Dim("batch"), Dim("capacity"), Dim("source")
@@ -73,14 +85,14 @@ def _marian_decoder(model: MarianMTModel, never: Sequence[int]) -> ModelProto:
     }
     with attention_of(config, NAME):
         return trace(
-            MarianDecoder(model, never),
+            SourceDecoder(model, never),
             inputs,
             [
                 *_TOKENS_OF_ROWS,
                 "source_lengths",
-                *(name for kind in ("past", "cross", "last") for name in _names(kind, layers)),
+                *(name for kind in ("past", "cross", "last") for name in cache_names(kind, layers)),
             ],
-            ["logits", *_names("present", layers), *_names("present_cross", layers)],
+            ["logits", *cache_names("present", layers), *cache_names("present_cross", layers)],
             {
                 "input_ids": {0: batch},
                 "positions": {0: batch},
@@ -101,8 +113,8 @@ def _language_model(model: GPT2LMHeadModel | LlamaForCausalLM, never: Sequence[i
         return trace(
             LanguageModelDecoder(model, never),
             {**_tokens(_TOKENS), "past": _caches(layers, heads, _CAPACITY, head_dim)},
-            [*_TOKENS_OF_ROWS, *_names("past", layers)],
-            ["logits", *_names("present", layers)],
+            [*_TOKENS_OF_ROWS, *cache_names("past", layers)],
+            ["logits", *cache_names("present", layers)],
             {
                 "input_ids": {0: batch, 1: tokens},
                 "positions": {0: batch, 1: tokens},
@@ -146,5 +158,6 @@ def _caches(layers: int, heads: int, positions: int, head_dim: int) -> list[Keys
     ]
 
 
-def _names(prefix: str, layers: int) -> list[str]:
+def cache_names(prefix: str, layers: int) -> list[str]:
+    """Of the tensors that hold each layer's keys and values."""
     return [f"{prefix}_{kind}_{layer}" for layer in range(layers) for kind in ("key", "value")]

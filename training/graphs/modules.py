@@ -8,11 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, MarianMTModel
+from transformers import (
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MarianMTModel,
+    WhisperForConditionalGeneration,
+)
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from training.graphs.attention import Attended, KeysAndValues, NewTokens, pad_heads
+from training.graphs.checkpoint import output_layer
+
+EncoderDecoder = MarianMTModel | WhisperForConditionalGeneration
 
 
 class LanguageModelDecoder(nn.Module):
@@ -69,13 +77,25 @@ class MarianEncoder(nn.Module):
     def __init__(self, model: MarianMTModel):
         super().__init__()
         self.encoder = model.model.encoder
-        attentions = [layer.encoder_attn for layer in model.model.decoder.layers]
-        self.keys = nn.ModuleList(attention.k_proj for attention in attentions)
-        self.values = nn.ModuleList(attention.v_proj for attention in attentions)
-        self.head_dim = attentions[0].head_dim
+        self.source = Source(model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> list[KeysAndValues]:
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        keys_and_values: list[KeysAndValues] = self.source(encoded.last_hidden_state)
+        return keys_and_values
+
+
+class Source(nn.Module):
+    """From what an encoder has made to the keys and values of each layer of the decoder."""
+
+    def __init__(self, model: EncoderDecoder):
+        super().__init__()
+        attentions: list[Any] = [layer.encoder_attn for layer in model.model.decoder.layers]
+        self.keys = nn.ModuleList(attention.k_proj for attention in attentions)
+        self.values = nn.ModuleList(attention.v_proj for attention in attentions)
+        self.head_dim: int = attentions[0].head_dim
+
+    def forward(self, hidden: Tensor) -> list[KeysAndValues]:
         shape = (*hidden.shape[:2], -1, self.head_dim)
 
         def heads(project: nn.Module) -> Tensor:
@@ -87,10 +107,10 @@ class MarianEncoder(nn.Module):
         ]
 
 
-class MarianDecoder(nn.Module):
-    """One token of each row."""
+class SourceDecoder(nn.Module):
+    """One token of each row, by a decoder that attends to a source."""
 
-    def __init__(self, model: MarianMTModel, never: Sequence[int]):
+    def __init__(self, model: EncoderDecoder, never: Sequence[int]):
         super().__init__()
         self.decoder = model.model.decoder
         self.head = _Head(model, never)
@@ -111,7 +131,9 @@ class MarianDecoder(nn.Module):
             # Masks and the encoder's states are asked for and not used: lengths and `cross` are.
             attention_mask=positions,
             encoder_hidden_states=cross[0][0],
-            cache=_MarianCache(positions, cross),
+            # Whisper's decoder takes positions, Marian's asks its cache for them.
+            position_ids=positions,
+            cache=_SourceCache(positions, cross),
             use_cache=True,
             attended=attended,
         ).last_hidden_state
@@ -122,13 +144,13 @@ class _Head(nn.Module):
     """Logits of hidden states; those of the tokens in `never` are minus infinity."""
 
     def __init__(
-        self, model: MarianMTModel | GPT2LMHeadModel | LlamaForCausalLM, never: Sequence[int]
+        self, model: EncoderDecoder | GPT2LMHeadModel | LlamaForCausalLM, never: Sequence[int]
     ):
         super().__init__()
-        self.head = model.lm_head
+        self.head = output_layer(model)
         self.bias = getattr(model, "final_logits_bias", None)
         if never:
-            bias = torch.zeros(1, model.lm_head.out_features) if self.bias is None else self.bias
+            bias = torch.zeros(1, self.head.out_features) if self.bias is None else self.bias
             self.bias = bias.clone().index_fill(1, torch.tensor(never), -torch.inf)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -136,7 +158,7 @@ class _Head(nn.Module):
         return logits if self.bias is None else logits + self.bias
 
 
-class _MarianCache(EncoderDecoderCache):
+class _SourceCache(EncoderDecoderCache):
     """Holds every layer's keys and values of the source text."""
 
     def __init__(self, positions: Tensor, cross: Sequence[KeysAndValues]):

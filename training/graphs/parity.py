@@ -13,19 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, WhisperForConditionalGeneration
 
-from training.graphs.checkpoint import Model
+from training.graphs.checkpoint import Model, output_layer
 from training.graphs.graphs import cache_shape
-from training.graphs.reference import LOGITS, Logits, ReferenceHost, present_of
+from training.graphs.reference import LOGITS, Logits, ReferenceHost, Row, present_of
 from training.graphs.settings import generation_settings, renormalized
-from training.parity import Check, ParityReport, hash_files
+from training.parity import Check, ParityReport, at_most, hash_files
 
 PRECISION = "float32"
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest logit, or to 1 if that is less."""
 
 BATCH_SIZES = (1, 2, 8)
+_SOURCES = ("input_ids", "attention_mask")
+_SOURCE = "tensor(int64) ['batch', 'source']"
 _TEXTS = 20
 _LONGEST = 24
 """Tokens of the texts that are compared, at most."""
@@ -49,34 +51,38 @@ def verify_generation(
     """
     settings = generation_settings(model)
     host = ReferenceHost(directory, min(settings["max_length"], 2 * _LONGEST))
-    checks = [*_check_interface(host, model)]
+    checks = [*check_interface(host, model, [f"{name} {_SOURCE}" for name in _SOURCES])]
     if all(check.passed for check in checks):
         never = renormalized(model)
         texts = _texts(model, settings, prompts)
         expected = [_by_torch(model, text, never) for text in texts]
-        scale = max(1.0, *(float(_finite(logits).max()) for logits in expected))
-        served = {size: _by_graphs(host, texts, size) for size in BATCH_SIZES}
+        scale = max(1.0, *(float(finite(logits).max()) for logits in expected))
+        targets = [text.target for text in texts]
+        served = {
+            size: by_graphs(host, [host.begin(text.source) for text in texts], targets, size)
+            for size in BATCH_SIZES
+        }
         checks += [
-            _at_most(
+            at_most(
                 f"difference from torch, batch of {size}",
-                _difference(logits, expected) / scale,
+                difference(logits, expected) / scale,
                 TOLERANCE,
             )
             for size, logits in served.items()
         ]
         largest = max(BATCH_SIZES)
         checks.append(
-            _at_most(
+            at_most(
                 "difference between batched and alone",
-                _difference(served[largest], served[1]) / scale,
+                difference(served[largest], served[1]) / scale,
                 TOLERANCE,
             )
         )
         if settings["max_source"] is None:
             checks.append(
-                _at_most(
+                at_most(
                     "difference between a prompt at once and its tokens one by one",
-                    _difference(_at_once(host, texts), [logits[-1:] for logits in served[1]])
+                    difference(_at_once(host, texts), [logits[-1:] for logits in served[1]])
                     / scale,
                     TOLERANCE,
                 )
@@ -85,7 +91,7 @@ def verify_generation(
             _differs_from_generate(host, model, text, settings, TOLERANCE * scale)
             for text in texts[:_TEXTS]
         )
-        checks.append(_at_most("greedy texts that differ from generate()", differing, 0))
+        checks.append(at_most("greedy texts that differ from generate()", differing, 0))
     return ParityReport(
         precision=PRECISION,
         checks=tuple(checks),
@@ -94,7 +100,13 @@ def verify_generation(
     )
 
 
-def _check_interface(host: ReferenceHost, model: Model) -> tuple[Check, ...]:
+def check_interface(
+    host: ReferenceHost,
+    model: Model | WhisperForConditionalGeneration,
+    encoder_inputs: Sequence[str],
+) -> tuple[Check, ...]:
+    """Names and axes; `encoder_inputs` are those of an encoder, if there is one."""
+
     def check(name: str, measured: Sequence[Any], limit: Sequence[str]) -> Check:
         text = ", ".join(f"{spec.name} {spec.type} {spec.shape}" for spec in measured)
         expected = ", ".join(limit)
@@ -102,7 +114,7 @@ def _check_interface(host: ReferenceHost, model: Model) -> tuple[Check, ...]:
 
     config = model.config
     layers, heads, head_dim = cache_shape(model)
-    vocabulary = model.lm_head.out_features
+    vocabulary = output_layer(model).out_features
     tokens = "1" if config.is_encoder_decoder else "'tokens'"
     past = [
         f"past_{kind}_{layer} tensor(float) ['batch', {heads}, 'capacity', {head_dim}]"
@@ -118,14 +130,15 @@ def _check_interface(host: ReferenceHost, model: Model) -> tuple[Check, ...]:
     outputs = [f"{LOGITS} tensor(float) ['batch', {vocabulary}]"]
     checks = []
     if host.encoder is not None:
-        axes = "tensor(int64) ['batch', 'source']"
+        positions = getattr(config, "max_source_positions", "'source'")
+        encoded = [line.replace("'source'", str(positions)) for line in cross]
         checks += [
             check(
                 "encoder's inputs",
                 host.encoder.get_inputs(),
-                [f"input_ids {axes}", f"attention_mask {axes}"],
+                encoder_inputs,
             ),
-            check("encoder's outputs", host.encoder.get_outputs(), cross),
+            check("encoder's outputs", host.encoder.get_outputs(), encoded),
         ]
         last = [line.replace("past_", "last_").replace("'capacity'", "1") for line in past]
         inputs += ["source_lengths tensor(int32) ['batch']", *past, *cross, *last]
@@ -173,20 +186,22 @@ def _by_torch(model: Model, text: Text, never: Sequence[int]) -> Logits:
     return logits
 
 
-def _by_graphs(host: ReferenceHost, texts: Sequence[Text], size: int) -> list[Logits]:
-    """[token, vocabulary] of each, token by token; every second run one more text joins."""
-    rows = [host.begin(text.source) for text in texts]
-    logits: list[list[Logits]] = [[] for _ in texts]
-    waiting = list(range(len(texts)))
+def by_graphs(
+    host: ReferenceHost, rows: Sequence[Row], targets: Sequence[Sequence[int]], size: int
+) -> list[Logits]:
+    """[token, vocabulary] of each row with its target, token by token, `size` of them together;
+    every second run one more joins."""
+    logits: list[list[Logits]] = [[] for _ in rows]
+    waiting = list(range(len(rows)))
     active: list[int] = []
     turn = 0
     while waiting or active:
         if waiting and len(active) < size and (not active or turn % 2 == 0):
             active.append(waiting.pop(0))
-        tokens = [[texts[index].target[rows[index].length]] for index in active]
+        tokens = [[targets[index][rows[index].length]] for index in active]
         for index, row in zip(active, host.run([rows[i] for i in active], tokens), strict=True):
             logits[index].append(row)
-        active = [index for index in active if rows[index].length < len(texts[index].target)]
+        active = [index for index in active if rows[index].length < len(targets[index])]
         turn += 1
     return [np.stack(rows) for rows in logits]
 
@@ -252,7 +267,7 @@ def _generate(
     return tuple(output[0, start:].tolist())
 
 
-def _difference(one: Sequence[Logits], other: Sequence[Logits]) -> float:
+def difference(one: Sequence[Logits], other: Sequence[Logits]) -> float:
     """The largest, where either is finite; two infinities are the same."""
     largest = 0.0
     for left, right in zip(one, other, strict=True):
@@ -264,11 +279,6 @@ def _difference(one: Sequence[Logits], other: Sequence[Logits]) -> float:
     return largest
 
 
-def _finite(logits: Logits) -> Logits:
+def finite(logits: Logits) -> Logits:
     magnitudes: Logits = np.abs(logits)
     return magnitudes[np.isfinite(magnitudes)]
-
-
-def _at_most(name: str, measured: float, limit: float) -> Check:
-    # Written so that a measurement which is not a number fails.
-    return Check(name=name, measured=measured, limit=limit, passed=measured <= limit)

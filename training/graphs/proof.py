@@ -20,7 +20,7 @@ def prove(directory: Path, model: Model, prompts: Sequence[Sequence[int]]) -> Pa
 
     `prompts` are real inputs, as tokens.
     """
-    with _without_warnings():
+    with without_warnings():
         parity = verify_generation(directory, model, prompts)
         if not parity.passed:
             return parity
@@ -29,7 +29,7 @@ def prove(directory: Path, model: Model, prompts: Sequence[Sequence[int]]) -> Pa
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """transformers has one for every text, on settings that are meant to be as they are."""
     before = logging.get_verbosity()
     logging.set_verbosity(ERROR)

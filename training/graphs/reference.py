@@ -42,13 +42,20 @@ class Row:
 class ReferenceHost:
     def __init__(self, directory: Path, capacity: int):
         """`capacity` is the positions that every row's cache has."""
-        self.decoder = _session(directory / DECODER_FILE)
+        self.decoder = open_session(directory / DECODER_FILE)
         encoder = directory / ENCODER_FILE
-        self.encoder = _session(encoder) if encoder.exists() else None
+        self.encoder = open_session(encoder) if encoder.exists() else None
         self._capacity = capacity
 
     def begin(self, source: Sequence[int] | None = None) -> Row:
         """A row without tokens; `source` is what an encoder-decoder model reads first."""
+        if self.encoder is None:
+            return self.row()
+        assert source is not None, "an encoder-decoder model needs a source text"
+        return self.row(self.encode([source])[0])
+
+    def row(self, encoded: Cache | None = None) -> Row:
+        """A row without tokens; `encoded` is what the encoder has made of its source."""
         cache: Cache = {
             spec.name: np.full(
                 (1, spec.shape[1], self._capacity, spec.shape[3]), _STALE, np.float32
@@ -56,10 +63,11 @@ class ReferenceHost:
             for spec in self.decoder.get_inputs()
             if spec.name.startswith("past_")
         }
-        if self.encoder is None:
+        if encoded is None:
             return Row(cache)
-        assert source is not None, "an encoder-decoder model needs a source text"
-        return Row(cache | self.encode([source])[0], len(source))
+        # What the attention operator is given as if it were new.
+        last = {name.replace("cross", "last"): keys[:, :, -1:] for name, keys in encoded.items()}
+        return Row(cache | encoded | last, next(iter(encoded.values())).shape[2])
 
     def encode(self, sources: Sequence[Sequence[int]]) -> list[Cache]:
         """Keys and values of several source texts, encoded together."""
@@ -71,15 +79,13 @@ class ReferenceHost:
             mask[row, : len(source)] = 1
         names = [spec.name for spec in self.encoder.get_outputs()]
         outputs = self.encoder.run(names, {"input_ids": input_ids, "attention_mask": mask})
-        encoded = []
-        for row, source in enumerate(sources):
-            cache: Cache = {}
-            for name, output in zip(names, outputs, strict=True):
-                cache[name] = output[row : row + 1, :, : len(source)]
-                # What the attention operator is given as if it were new.
-                cache[name.replace("cross", "last")] = cache[name][:, :, -1:]
-            encoded.append(cache)
-        return encoded
+        return [
+            {
+                name: output[row : row + 1, :, : len(source)]
+                for name, output in zip(names, outputs, strict=True)
+            }
+            for row, source in enumerate(sources)
+        ]
 
     def run(self, rows: Sequence[Row], tokens: Sequence[Sequence[int]]) -> Logits:
         """Append tokens to every row in one run; returns the logits after each row's last.
@@ -142,7 +148,7 @@ def _stack(caches: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]
     return stacked
 
 
-def _session(graph: Path) -> ort.InferenceSession:
+def open_session(graph: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

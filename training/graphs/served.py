@@ -19,18 +19,14 @@ from transformers import GenerationConfig
 from serving.engines.onnx_graph import OnnxGraph
 from serving.engines.onnx_session import SessionSettings
 from serving.scheduling.meter import LateMeter
+from serving.scheduling.stepper import Stepper
 from serving.scheduling.stepping import StepScheduler
-from serving.steppers.generation import (
-    DECODER_FILE,
-    ENCODER_FILE,
-    OUTPUT,
-    Generation,
-    GenerationStepper,
-)
 from serving.steppers.generation import INPUT as TEXT
+from serving.steppers.generation import GenerationStepper
 from serving.steppers.settings import GenerationSettings
+from serving.steppers.tokens import DECODER_FILE, ENCODER_FILE, OUTPUT
 from serving.text import Tokenizer, load_tokenizer
-from serving.types import InferRequest, Parameter
+from serving.types import InferRequest, Parameter, Tensors
 from training.graphs.checkpoint import Model
 from training.graphs.settings import renormalized
 from training.parity import Check
@@ -42,9 +38,9 @@ TIE = 1e-4
 """Two logits nearer than this are equally good: torch and ONNX Runtime sum in different orders."""
 
 SLOTS = 64
-_MEMORY_BYTES = 512 << 20
+MEMORY_BYTES = 512 << 20
 _NEW_TOKENS = 64
-_PLAIN: Wishes = {
+PLAIN: Wishes = {
     "do_sample": False,
     "num_beams": 1,
     "length_penalty": 1.0,
@@ -58,7 +54,7 @@ _BEAMS: Wishes = {"num_beams": 4}
 _LEAVE_BEFORE_THEIR_END = 0.2
 
 
-class _Numbers:
+class Numbers:
     """A tokenizer whose texts are the numbers of tokens, so that tokens are what is compared."""
 
     languages: tuple[str, ...] = ()
@@ -83,26 +79,28 @@ def verify_served(directory: Path, model: Model, inputs: Sequence[Tokens]) -> tu
     longest = min(_NEW_TOKENS, settings.max_length // 2)
     most = settings.max_source or settings.max_length - longest
     inputs = [tokens[:most] for tokens in inputs if tokens]
-    greedy = _PLAIN | {"max_new_tokens": longest}
+    greedy = PLAIN | {"max_new_tokens": longest}
     with_beams = [(tokens, greedy | _BEAMS) for tokens in inputs[::5]]
     sampled: list[tuple[Tokens, Wishes]] = [
         (tokens, greedy | {"do_sample": True, "seed": seed})
         for seed, tokens in enumerate(inputs[1::5])
     ]
     cases = [*((tokens, greedy) for tokens in inputs), *with_beams, *sampled]
-    alone, in_a_storm = asyncio.run(_serve(directory, settings, cases))
+    stepper = _stepper(directory, settings, Numbers(settings))
+    asked = [(_tensors(" ".join(map(str, tokens))), wishes) for tokens, wishes in cases]
+    alone, in_a_storm = asyncio.run(serve(stepper, asked))
     compared = len(inputs) + len(with_beams)
     differing = [
-        _differs(model, settings, case, served)
+        _differs(model, settings, case, [int(number) for number in served.split()])
         for case, served in zip(cases[:compared], alone[:compared], strict=True)
     ]
     return (
-        _none(f"of {len(inputs)} greedy texts, served unlike generate()", differing[: len(inputs)]),
-        _none(
+        none(f"of {len(inputs)} greedy texts, served unlike generate()", differing[: len(inputs)]),
+        none(
             f"of {len(with_beams)} texts with 4 beams, served unlike generate()",
             differing[len(inputs) :],
         ),
-        _none(
+        none(
             f"of {len(cases)} texts of all kinds, served unlike alone in a storm",
             [other not in (None, text) for text, other in zip(alone, in_a_storm, strict=True)],
         ),
@@ -114,44 +112,45 @@ def generate_served(directory: Path, texts: Sequence[str], wishes: Wishes) -> li
     settings = GenerationSettings.load(directory)
 
     async def ask_all() -> list[str]:
-        async with _scheduler(directory, settings, load_tokenizer(directory)) as scheduler:
-            return await asyncio.gather(*(_ask(scheduler, text, wishes) for text in texts))
+        stepper = _stepper(directory, settings, load_tokenizer(directory))
+        async with _scheduler(stepper) as scheduler:
+            return await asyncio.gather(
+                *(_ask(scheduler, _tensors(text), wishes) for text in texts)
+            )
 
     return asyncio.run(ask_all())
 
 
-async def _ask(scheduler: StepScheduler[Generation], text: str, wishes: Wishes) -> str:
-    request = InferRequest("", {TEXT: np.array([[text.encode()]], np.object_)}, parameters=wishes)
+async def _ask(scheduler: StepScheduler[Any], inputs: Tensors, wishes: Wishes) -> str:
+    request = InferRequest("", inputs, parameters=wishes)
     answer: bytes = (await scheduler.infer(request, 1))[OUTPUT][0, 0]
     return answer.decode()
 
 
-async def _serve(
-    directory: Path, settings: GenerationSettings, cases: Sequence[tuple[Tokens, Wishes]]
-) -> tuple[list[list[int]], list[list[int] | None]]:
-    """The new tokens of each case, asked for one by one, and all at once; None for who left."""
+async def serve(
+    stepper: Stepper[Any], cases: Sequence[tuple[Tensors, Wishes]]
+) -> tuple[list[str], list[str | None]]:
+    """What is served to each, asked for one by one, and all at once; None for who left."""
     chance = np.random.default_rng(0)
 
-    async def ask(
-        scheduler: StepScheduler[Generation], tokens: Tokens, wishes: Wishes
-    ) -> list[int]:
-        answer = await _ask(scheduler, " ".join(map(str, tokens)), wishes)
-        return [int(number) for number in answer.split()]
-
     async def ask_in_a_storm(
-        scheduler: StepScheduler[Generation], tokens: Tokens, wishes: Wishes
-    ) -> list[int] | None:
+        scheduler: StepScheduler[Any], inputs: Tensors, wishes: Wishes
+    ) -> str | None:
         await asyncio.sleep(chance.random() * len(cases) * 0.005)
-        asking = asyncio.create_task(ask(scheduler, tokens, wishes))
+        asking = asyncio.create_task(_ask(scheduler, inputs, wishes))
         if chance.random() < _LEAVE_BEFORE_THEIR_END:
             await asyncio.sleep(chance.random() * 0.05)
             asking.cancel()
         await asyncio.wait([asking])
         return None if asking.cancelled() else asking.result()
 
-    async with _scheduler(directory, settings, _Numbers(settings)) as scheduler:
-        alone = [await ask(scheduler, *case) for case in cases]
+    async with _scheduler(stepper) as scheduler:
+        alone = [await _ask(scheduler, *case) for case in cases]
         return alone, await asyncio.gather(*(ask_in_a_storm(scheduler, *case) for case in cases))
+
+
+def _tensors(text: str) -> Tensors:
+    return {TEXT: np.array([[text.encode()]], np.object_)}
 
 
 def _differs(
@@ -189,27 +188,30 @@ def _logits_after(
 
 
 @asynccontextmanager
-async def _scheduler(
-    directory: Path, settings: GenerationSettings, tokenizer: Tokenizer
-) -> AsyncIterator[StepScheduler[Generation]]:
-    def graph(name: str) -> OnnxGraph:
-        path = directory / name
-        return OnnxGraph(path, SessionSettings(str(path)).open(path, None).session)
-
-    stepper = GenerationStepper(
-        graph(DECODER_FILE),
-        graph(ENCODER_FILE) if settings.is_encoder_decoder else None,
-        settings,
-        tokenizer,
-        slots=SLOTS,
-        memory_bytes=_MEMORY_BYTES,
-    )
-    scheduler = StepScheduler[Generation](stepper, None, meter=LateMeter())
+async def _scheduler(stepper: Stepper[Any]) -> AsyncIterator[StepScheduler[Any]]:
+    scheduler = StepScheduler[Any](stepper, None, meter=LateMeter())
     try:
         yield scheduler
     finally:
         await scheduler.stop()
         stepper.close()
+
+
+def open_graph(path: Path) -> OnnxGraph:
+    return OnnxGraph(path, SessionSettings(str(path)).open(path, None).session)
+
+
+def _stepper(
+    directory: Path, settings: GenerationSettings, tokenizer: Tokenizer
+) -> GenerationStepper:
+    return GenerationStepper(
+        open_graph(directory / DECODER_FILE),
+        open_graph(directory / ENCODER_FILE) if settings.is_encoder_decoder else None,
+        settings,
+        tokenizer,
+        slots=SLOTS,
+        memory_bytes=MEMORY_BYTES,
+    )
 
 
 def _generate(
@@ -237,6 +239,6 @@ def _generate(
     return [token for token in made if token not in ends]
 
 
-def _none(name: str, differs: Sequence[bool]) -> Check:
+def none(name: str, differs: Sequence[bool]) -> Check:
     count = sum(differs)
     return Check(name=name, measured=float(count), limit=0.0, passed=count == 0)

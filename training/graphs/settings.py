@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers import WhisperForConditionalGeneration
+
 from training.errors import CheckpointError
-from training.graphs.checkpoint import Model
+from training.graphs.checkpoint import Model, output_layer
 
 DEFAULT_NEW_TOKENS = 128
 """Where a checkpoint does not say how long a text may become."""
@@ -16,7 +18,7 @@ _HONOURED = {
     *("num_beams", "length_penalty", "early_stopping"),
     *("do_sample", "temperature", "top_k", "top_p"),
     *("repetition_penalty", "no_repeat_ngram_size", "renormalize_logits"),
-    *("bad_words_ids", "suppress_tokens"),
+    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
     *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
     *("eos_token_id", "pad_token_id", "bos_token_id"),
 }
@@ -46,22 +48,25 @@ _NEUTRAL: dict[str, float] = {
 """With these values they change nothing."""
 
 
-def generation_settings(model: Model) -> dict[str, Any]:
+def generation_settings(model: Model | WhisperForConditionalGeneration) -> dict[str, Any]:
     """What generation.json holds. Raises `CheckpointError`, naming a setting that has no equal."""
     wanted = _set_by(model)
     config = model.config
-    positions = config.max_position_embeddings
+    positions = sources = getattr(config, "max_position_embeddings", None)
+    if isinstance(model, WhisperForConditionalGeneration):
+        positions, sources = config.max_target_positions, config.max_source_positions
     pads = [wanted.get("pad_token_id"), *_tokens(wanted, "eos_token_id"), 0]
     settings = {
         "max_length": positions,
-        "max_source": positions if config.is_encoder_decoder else None,
-        "vocab_size": model.lm_head.out_features,
+        "max_source": sources if config.is_encoder_decoder else None,
+        "vocab_size": output_layer(model).out_features,
         "decoder_start_token_id": None,
         "forced_bos_token_id": _token(wanted, "forced_bos_token_id"),
         "forced_eos_token_id": _token(wanted, "forced_eos_token_id"),
         "eos_token_ids": _tokens(wanted, "eos_token_id"),
         "pad_token_id": next(token for token in pads if token is not None),
         "suppressed_token_ids": _suppressed(wanted),
+        "begin_suppressed_token_ids": sorted(wanted.get("begin_suppress_tokens", [])),
         "defaults": _defaults(wanted),
     }
     if config.is_encoder_decoder:
@@ -79,7 +84,7 @@ def generation_settings(model: Model) -> dict[str, Any]:
     return settings
 
 
-def renormalized(model: Model) -> list[int]:
+def renormalized(model: Model | WhisperForConditionalGeneration) -> list[int]:
     """Tokens that the checkpoint wants to have no part in any probability.
 
     `renormalize_logits` computes probabilities after the suppressed tokens are taken out, which
@@ -89,7 +94,7 @@ def renormalized(model: Model) -> list[int]:
     return _suppressed(wanted) if wanted.get("renormalize_logits") else []
 
 
-def _set_by(model: Model) -> Mapping[str, Any]:
+def _set_by(model: Model | WhisperForConditionalGeneration) -> Mapping[str, Any]:
     """What the checkpoint sets, all of which can be honoured."""
     generation = model.generation_config
     assert generation is not None, "a model that generates has a generation config"

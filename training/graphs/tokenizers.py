@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 from tokenizers import Tokenizer as HuggingFaceTokenizer
+from transformers import MarianMTModel, WhisperForConditionalGeneration
 
 from serving.text import Tokenizer, load_tokenizer
 from training.errors import CheckpointError
 from training.graphs.checkpoint import Model
 
 
-def read_tokenizer(checkpoint: Path, model: Model) -> Tokenizer:
+def read_tokenizer(checkpoint: Path, model: Model | WhisperForConditionalGeneration) -> Tokenizer:
     """Raises `CheckpointError` or `ModelLoadError` for one that is unusable with this model."""
     separate = checkpoint / "target_vocab.json"
     if separate.exists():
@@ -21,7 +22,7 @@ def read_tokenizer(checkpoint: Path, model: Model) -> Tokenizer:
             " be that of both"
         )
     tokenizer = load_tokenizer(checkpoint)
-    if model.config.is_encoder_decoder:
+    if isinstance(model, MarianMTModel):
         path = checkpoint / "vocab.json"
         vocabulary = json.loads(path.read_text(encoding="utf-8"))
     else:

@@ -1,0 +1,332 @@
+"""Generates tokens: one a step, for all requests together, from a cache that they share.
+
+What is the same for whoever reads texts and whoever hears recordings.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.config import ModelConfig
+from serving.engines.base import Graph
+from serving.errors import InferenceFailed, InvalidRequest, ModelLoadError
+from serving.scheduling.outcomes import failure
+from serving.scheduling.step_policy import Capacity
+from serving.scheduling.stepper import News
+from serving.steppers.advance import Advance, Decoding
+from serving.steppers.beginnings import Beginnings
+from serving.steppers.cache import Saved
+from serving.steppers.decoding import Greedy, best_tokens
+from serving.steppers.processors import Scores
+from serving.steppers.rows import RowJob, Rows, parts
+from serving.steppers.settings import GenerationSettings
+from serving.types import Tensors, Work
+
+OUTPUT = "text_output"
+ENCODER_FILE = "encoder.onnx"
+DECODER_FILE = "decoder.onnx"
+
+FEWEST_ROWS = 4
+"""That are worth a thread of their own."""
+
+DEFAULT_SLOTS = 32
+DEFAULT_MEMORY_MB = 512
+
+
+class Writing(Protocol):
+    """Makes text of tokens as they come."""
+
+    stopped: bool
+    """Nothing will follow."""
+
+    def push(self, tokens: Iterable[int]) -> str:
+        """What has become certain."""
+        ...
+
+    def finish(self) -> str:
+        """The rest, when no token follows."""
+        ...
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Generation(RowJob):
+    """One row of a request."""
+
+    decoding: Decoding
+    text: Writing
+    streams: bool
+    emitted: list[int] = field(default_factory=list)
+    """Tokens that nobody has been told of."""
+    is_written: bool = False
+    """Whether what follows may depend on the text so far, such as on a stop string in it."""
+    written: str = ""
+    """The same as text, if so."""
+
+
+G = TypeVar("G", bound=Generation)
+
+
+@dataclass(frozen=True, slots=True)
+class Born:
+    """What a job has before its first step."""
+
+    saved: Saved
+    logits: Scores | None
+    """After its prompt, [1, vocabulary], where that is prefilled."""
+
+
+class TokenStepper(ABC, Generic[G]):
+    """All of `Stepper` but how jobs are planned and begun.
+
+    A step reads and writes keys and values in place; each row attends to as many positions as it
+    has itself. `threads` threads share the work: those that are not busy with beginnings step a
+    part of the rows each.
+    """
+
+    def __init__(
+        self,
+        decoder: Graph,
+        settings: GenerationSettings,
+        *,
+        slots: int,
+        memory_bytes: int,
+        threads: int,
+    ):
+        self._decoder = decoder
+        self._settings = settings
+        self._suppressed = frozenset(settings.suppressed_token_ids)
+        self._rows = Rows[G](decoder.inputs, slots, memory_bytes)
+        self.capacity = Capacity(slots, memory_bytes, self._rows.cache.unit_bytes)
+        self.work = Work()
+        self._logits = np.zeros((slots, settings.vocab_size), np.float32)
+        self._runs: dict[tuple[int, int], Callable[[], None]] = {}
+        self._threads = threads
+        self._helpers = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="step-part")
+        self._beginnings = Beginnings[G, Born](max(1, threads - 1))
+        self._unborn: set[G] = set()
+        """Begun, without rows yet."""
+        self._news: list[News[G]] = []
+        """Of what began before a step that came to nothing."""
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._rows.cache.bytes
+
+    @abstractmethod
+    def begin(self, jobs: Sequence[G]) -> list[News[G]]: ...
+
+    def step(self, jobs: Sequence[G]) -> list[News[G]]:
+        self._news += self._bear(wait_for_one=not any(job.slots for job in jobs))
+        ended = {item.job for item in self._news if item.is_last}
+        able = [job for job in jobs if job.slots and job not in ended]
+        made = self._step(able) if able else []
+        news, self._news = self._news + made, []
+        return news
+
+    def suspend(self, jobs: Sequence[G]) -> list[News[G]]:
+        news: list[News[G]] = []
+        for job in jobs:
+            while job in self._unborn:
+                news += self._bear(wait_for_one=True)
+            if job.slots:
+                self._rows.suspend(job)
+        return news
+
+    def resume(self, jobs: Sequence[G]) -> list[News[G]]:
+        self._reserve(jobs)
+        for job in jobs:
+            self._rows.resume(job)
+        return []
+
+    def end(self, job: G) -> None:
+        self._unborn.discard(job)
+        self._rows.leave(job)
+        job.saved = []
+
+    def render(self, job: G, event: object, *, is_last: bool) -> Tensors | None:
+        if isinstance(event, str):
+            text = event
+        else:
+            assert isinstance(event, list)
+            text = job.text.push(event)
+            if is_last:
+                text += job.text.finish()
+        if not text and not is_last:
+            return None
+        value = np.empty((1, 1), np.object_)
+        value[0, 0] = text.encode()
+        return {OUTPUT: value}
+
+    def close(self) -> None:
+        self._helpers.shutdown()
+        self._beginnings.close()
+        self._runs.clear()
+        self._rows.cache.clear()
+
+    def _admitted(self, job: G) -> G:
+        """Raises `InvalidRequest` for a job that there could never be room for."""
+        if not self.capacity.admits(job):
+            raise InvalidRequest(
+                f"this request needs {job.rows} slots and more memory than the model has for all"
+                " requests together; ask for fewer tokens or beams"
+            )
+        return job
+
+    def _bear(self, *, wait_for_one: bool) -> list[News[G]]:
+        """Give rows to those whose beginning is done, but for those who left meanwhile."""
+        news: list[News[G]] = []
+        for begun in self._beginnings.finished(wait_for_one=wait_for_one):
+            if isinstance(begun.results, Exception):
+                news += self._failed(begun.jobs, begun.results)
+                continue
+            self.work.taken_in += begun.tokens
+            self.work.padding += begun.padding
+            for job, born in zip(begun.jobs, begun.results, strict=True):
+                if job in self._unborn:
+                    self._unborn.remove(job)
+                    try:
+                        news += self._born(job, born)
+                    except Exception as error:  # such as for want of memory; nobody asks again
+                        news.append(News(job, failure(error), is_last=True))
+        return news
+
+    def _born(self, job: G, born: Born) -> Iterable[News[G]]:
+        job.saved = [born.saved] * job.rows
+        job.length = 0 if born.logits is None else len(job.prompt)
+        job.inputs = [job.prompt[-1]] * job.rows
+        self.resume([job])
+        if born.logits is None:
+            return []
+        # A prompt that was prefilled has its first token.
+        return list(self._after(job, job.decoding.advance(born.logits)))
+
+    def _failed(self, jobs: Sequence[G], error: Exception) -> list[News[G]]:
+        """Only that one shall fail which must."""
+        wanted = [job for job in jobs if job in self._unborn]
+        if len(jobs) == 1:
+            self._unborn.difference_update(wanted)
+            return [News(job, failure(error), is_last=True) for job in wanted]
+        for job in wanted:
+            self.begin([job])
+        return []
+
+    def _step(self, jobs: Sequence[G]) -> list[News[G]]:
+        rows = self._rows.bring_forward(jobs)
+        lengths, lengths_after = self._rows.lengths[:rows], self._rows.lengths_after[:rows]
+        np.add(lengths, 1, out=lengths_after)
+        self._rows.positions[:rows, 0] = lengths
+        idle = max(1, self._threads - self._beginnings.busy)
+        self._together([self._bound(*span) for span in parts(rows, idle, FEWEST_ROWS)])
+        lengths[:] = lengths_after
+        self.work.made += rows
+        return self._advance(jobs, self._logits[:rows])
+
+    def _together(self, calls: Sequence[Callable[[], None]]) -> None:
+        """Run calls at the same time, the first on this thread and the others on helpers."""
+        first, *others = calls
+        helpers = [self._helpers.submit(call) for call in others]
+        try:
+            first()
+        finally:
+            wait(helpers)
+        for helper in helpers:
+            helper.result()
+
+    def _bound(self, start: int, stop: int) -> Callable[[], None]:
+        """A step of some rows."""
+        run = self._runs.get((start, stop))
+        if run is None:
+            rows = slice(start, stop)
+            arrays: Tensors = {
+                "input_ids": self._rows.tokens[rows],
+                "positions": self._rows.positions[rows],
+                "lengths": self._rows.lengths_after[rows],
+            }
+            if self._rows.has_source:
+                arrays["source_lengths"] = self._rows.source_lengths[rows]
+            run = self._bind(arrays, self._logits[rows], self._rows.cache.rows(start, stop))
+            self._runs[start, stop] = run
+        return run
+
+    def _bind(
+        self, arrays: Tensors, logits: npt.NDArray[np.float32], cache: Tensors
+    ) -> Callable[[], None]:
+        """A run that reads the cache and writes it in place."""
+        written = {
+            _present(name): array for name, array in cache.items() if not name.startswith("last_")
+        }
+        return self._decoder.bind(arrays | cache, {"logits": logits} | written)
+
+    def _advance(self, jobs: Sequence[G], logits: npt.NDArray[np.float32]) -> list[News[G]]:
+        best = best_tokens(logits, self._suppressed)
+        self._rows.tokens[: len(best), 0] = best
+        news: list[News[G]] = []
+        for job in jobs:
+            decoding = job.decoding
+            row = job.slots[0]
+            try:
+                if isinstance(decoding, Greedy) and decoding.plain:
+                    advance = decoding.take(best[row])
+                    if advance.finished is None and not (job.streams or job.is_written):
+                        job.emitted += advance.emitted
+                        continue
+                else:
+                    advance = decoding.advance(logits[job.slots])
+            except InferenceFailed as error:
+                news.append(News(job, error, is_last=True))
+                continue
+            news += self._after(job, advance)
+        return news
+
+    def _after(self, job: G, advance: Advance) -> Iterable[News[G]]:
+        """Prepare a job's next step; yields what is to be told of it."""
+        has_ended = advance.finished is not None
+        if job.is_written:
+            job.written += job.text.push(advance.emitted)
+            if has_ended:
+                job.written += job.text.finish()
+            has_ended = has_ended or job.text.stopped
+        else:
+            job.emitted += advance.emitted
+        is_last = has_ended and not self._goes_on(job)
+        if not has_ended:
+            self._rows.tokens[job.slots, 0] = advance.tokens
+            if advance.sources is not None:
+                self._rows.reorder(job, advance.sources)
+        event = job.written if job.is_written else job.emitted
+        if is_last or (job.streams and event):
+            job.written, job.emitted = "", []
+            yield News(job, event, is_last)
+
+    def _goes_on(self, job: G) -> bool:
+        """Whether a job whose text has ended begins another."""
+        return False
+
+    def _reserve(self, jobs: Sequence[G]) -> None:
+        if jobs and self._rows.reserve(jobs):
+            self._runs.clear()
+
+
+def count(config: ModelConfig, key: str, default: int) -> int:
+    """A whole number of the parameters. Raises `ModelLoadError`."""
+    text = config.parameters.get(key)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 1 << 20:
+        raise ModelLoadError(
+            f"model {config.name!r}: parameters {key} must be a whole number of 1 or more,"
+            f" got {text!r}"
+        )
+    return int(text)
+
+
+def _present(name: str) -> str:
+    """The output that continues an input of the cache."""
+    return "present_" + name.removeprefix("past_")
