@@ -12,6 +12,7 @@ from training.recipe import Recipe
 RECIPES = {
     "digits": "training.recipes.digits:digits",
     "spoken-numbers": "training.recipes.spoken_numbers:spoken_numbers",
+    "spoken-numbers-whisper": ("training.recipes.spoken_numbers_whisper:spoken_numbers_whisper"),
     "translator": "training.recipes.translator:translator",
     "writer": "training.recipes.writer:writer",
 }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from training.workload import Workload
 
 TASKS = {
+    "dictation": "training.tasks.dictation.task:Dictation",
     "image_classification": "training.tasks.image_classification.task:ImageClassification",
     "speech_recognition": "training.tasks.speech_recognition.task:SpeechRecognition",
     "text_generation": "training.tasks.text_generation.task:TextGeneration",

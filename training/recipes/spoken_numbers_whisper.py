@@ -1,0 +1,91 @@
+"""Whisper's architecture, small, on the recordings of `spoken-numbers`, or on the user's."""
+
+from __future__ import annotations
+
+from training.recipe import Optimizer, Schedule
+from training.tasks.dictation.recipe import Acceptance, DictationRecipe, Model, Windows
+from training.tasks.speech_recognition.recipe import Acoustics, Data, Masks
+
+_ANYTHING = Acceptance(word_errors_20_db=100.0, word_errors_10_db=100.0)
+"""An untrained model writes without end."""
+
+
+def spoken_numbers_whisper(*, tiny: bool = False, own_data: bool = False) -> DictationRecipe:
+    """Utterances that espeak-ng says, several in a window, with their times.
+
+    With `own_data`, the same network and schedule for the recordings that the user's manifest
+    lists. `tiny` keeps everything but the patience: its model only shows that all works.
+    """
+    recipe = _spoken_numbers_whisper()
+    if own_data:
+        recipe = recipe.model_copy(
+            update={
+                "data": recipe.data.model_copy(update={"source": "manifest"}),
+                # What is good enough is the user's to say.
+                "acceptance": _ANYTHING,
+            }
+        )
+    return _tiny(recipe) if tiny else recipe
+
+
+def _spoken_numbers_whisper() -> DictationRecipe:
+    return DictationRecipe(
+        name="spoken-numbers-whisper",
+        seed=1,
+        epochs=20,
+        batch_size=16,
+        data=Data(source="espeak", utterances=6000, longest_seconds=12.0),
+        model=Model(
+            seconds=12,
+            mels=40,
+            width=128,
+            heads=4,
+            hidden=512,
+            encoder_layers=2,
+            decoder_layers=2,
+            tokens=128,
+            vocabulary=400,
+            dropout=0.05,
+        ),
+        windows=Windows(utterances=3, pause_seconds=(0.0, 0.6), timed=0.5),
+        acoustics=Acoustics(
+            silence_seconds=(0.0, 0.4),
+            level_db=(-36.0, -12.0),
+            noise_db=(5.0, 35.0),
+            rooms=0.3,
+            reverberation_seconds=(0.1, 0.5),
+            direct_db=(3.0, 15.0),
+        ),
+        masks=Masks(times=1, time_seconds=0.1, bands=1, band_fraction=0.15),
+        optimizer=Optimizer(
+            name="adamw",
+            learning_rate=1e-3,
+            weight_decay=0.01,
+            beta2=0.98,
+            clip_norm=1.0,
+            label_smoothing=0.0,
+        ),
+        schedule=Schedule(warmup_epochs=1.0, final_fraction=0.01),
+        acceptance=Acceptance(word_errors_20_db=0.03, word_errors_10_db=0.08),
+    )
+
+
+def _tiny(recipe: DictationRecipe) -> DictationRecipe:
+    return recipe.model_copy(
+        update={
+            "epochs": 2,
+            "data": recipe.data.model_copy(update={"utterances": 250}),
+            "model": recipe.model.model_copy(
+                update={
+                    "mels": 16,
+                    "width": 32,
+                    "heads": 2,
+                    "hidden": 64,
+                    "encoder_layers": 1,
+                    "decoder_layers": 1,
+                    "tokens": 64,
+                }
+            ),
+            "acceptance": _ANYTHING,
+        }
+    )

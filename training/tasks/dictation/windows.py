@@ -1,0 +1,74 @@
+"""Windows to learn from: utterances and pauses, one after another, and when each is said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from training.split import Indices
+from training.tasks.dictation.recipe import Windows
+from training.tasks.speech_recognition.corpus import RATE_HZ, Corpus, Samples
+
+
+@dataclass(frozen=True)
+class Window:
+    samples: Samples
+    """Without noise, and not longer than a window may be."""
+    said: Sequence[tuple[str, float, float]]
+    """Each utterance with its first and last second."""
+
+
+def compose(
+    corpus: Corpus,
+    firsts: Indices,
+    others: Indices,
+    settings: Windows,
+    seconds: int,
+    generator: torch.Generator,
+) -> list[Window]:
+    """A window for each of `firsts`, which are said in them; some of `others` follow.
+
+    All randomness comes from `generator`.
+    """
+    numbers = torch.rand(
+        len(firsts), settings.utterances, 2, generator=generator, device=generator.device
+    ).tolist()
+    return [
+        _compose(corpus, int(first), others, settings, seconds * RATE_HZ, drawn)
+        for first, drawn in zip(firsts, numbers, strict=True)
+    ]
+
+
+def _compose(
+    corpus: Corpus,
+    first: int,
+    others: Indices,
+    settings: Windows,
+    longest: int,
+    drawn: Sequence[Sequence[float]],
+) -> Window:
+    low, high = settings.pause_seconds
+    chosen = [first, *(int(others[int(number * len(others))]) for number, _ in drawn[1:])]
+    # As many as the first number says, so that windows of each count are learned from.
+    count = 1 + int(drawn[0][0] * settings.utterances)
+    pieces: list[Samples] = []
+    said: list[tuple[str, float, float]] = []
+    size = 0
+    for index, (_, number) in zip(chosen[:count], drawn, strict=False):
+        [recording] = corpus.read([index])
+        pause = int((low + (high - low) * number) * RATE_HZ)
+        if size + pause + len(recording) > longest:
+            # The first fits without a pause: longer ones are refused.
+            if said:
+                break
+            pause = longest - len(recording)
+        pieces += [np.zeros(pause, np.int16), recording]
+        start = size + pause
+        size = start + len(recording)
+        said.append((corpus.texts[index], start / RATE_HZ, size / RATE_HZ))
+    end = min(longest, size + int(high * RATE_HZ))
+    pieces.append(np.zeros(end - size, np.int16))
+    return Window(np.concatenate(pieces), said)
