@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.serving import speech_models
 from tests.training import checkpoints
 from training.importing import import_checkpoint
 
@@ -63,6 +64,43 @@ def test_every_scenario_is_measured(checkpoint: Path, repository: Path, tmp_path
     assert everything["statuses"] == [{"200": 200}]
     assert refusing["statuses"][0]["503"] == refusing["counted"][0]["refused"] > 0
     assert (tmp_path / "plot.png").stat().st_size > 0
+
+
+@pytest.fixture(scope="module")
+def recognisers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("recognisers")
+    speech_models.write_recognizer(directory, "tones")
+    speech_models.write_live(directory, "tones-live")
+    return directory
+
+
+def test_recordings_are_measured_against_the_bare_graph(recognisers: Path, tmp_path: Path) -> None:
+    names = ("slipway-v2", "slipway-wav", "slipway-flac")
+    out = run(
+        *("loadtests/bench/speech.py", "--model-repository", recognisers, "--model", "tones"),
+        *("--out", tmp_path, "--contenders", *names, "--clients", "1", "4", "--rounds", "1"),
+        *("--seconds", "0.5", "--warmup-s", "0.2", "--search-s", "0.05", "--recordings", "40"),
+    )
+    print(out)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["same"] == dict.fromkeys(names, 1.0)
+    assert results["floor"][0]["audio_s_per_s"] > 0
+    for by_clients in results["heard"].values():
+        for found in by_clients.values():
+            assert found["audio_s_per_s"][0] > 0
+            assert found["failed"] == 0
+
+
+def test_live_recordings_are_measured(recognisers: Path, tmp_path: Path) -> None:
+    out = run(
+        *("loadtests/bench/live.py", "--model-repository", recognisers, "--model", "tones-live"),
+        *("--out", tmp_path, "--streams", "6", "--seconds", "3", "--warmup-s", "1"),
+        *("--alone-s", "4", "--recordings", "4"),
+    )
+    print(out)
+    rounds = json.loads((tmp_path / "results.json").read_text())["rounds"]
+    assert [(each["wire"], each["errors"]) for each in rounds] == [("realtime", []), ("stream", [])]
+    assert all(each["lags_s"] for each in rounds)
 
 
 def test_a_step_is_taken_apart(repository: Path) -> None:

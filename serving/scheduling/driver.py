@@ -6,7 +6,7 @@ import asyncio
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
@@ -38,6 +38,15 @@ class Queue(Protocol[E]):
     def clear(self) -> list[E]:
         """Give up on all that wait, and return them."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed(Generic[E]):
+    """The rows of a run, each row's outputs, and what is told of the run."""
+
+    rows: Sequence[E | None]
+    parts: Sequence[Tensors]
+    run: Run
 
 
 class Driver(ABC, Generic[E]):
@@ -167,36 +176,47 @@ class Driver(ABC, Generic[E]):
 
     def _start(self, batch: list[E], finished: Callable[[], None]) -> None:
         """Run a batch on an instance that is free, and again will be when it has `finished`."""
-        task = self._loop.create_task(self._occupy_instance(batch))
+        task = self._loop.create_task(self._occupy_instance(batch, finished))
         self._runs.add(task)
-        task.add_done_callback(partial(self._instance_is_free, finished))
+        task.add_done_callback(self._has_ended)
 
-    def _instance_is_free(self, finished: Callable[[], None], task: asyncio.Task[None]) -> None:
+    def _has_ended(self, task: asyncio.Task[None]) -> None:
         self._runs.discard(task)
-        finished()
         self._decide_soon()
 
-    async def _occupy_instance(self, batch: list[E]) -> None:
-        error = await self._run(batch)
-        if error is None:
-            return
-        if len(batch) > 1:
-            await self._run_apart(batch)
-        else:
-            fail(batch[0].answer, error)
+    async def _occupy_instance(self, batch: list[E], finished: Callable[[], None]) -> None:
+        try:
+            computed = await self._compute(batch)
+            if isinstance(computed, SlipwayError):
+                await self._run_apart(batch, computed)
+        finally:
+            finished()
+        # Before the answers are handed out: those who get them would keep the loop from the
+        # instance, which can run the next batch meanwhile.
+        self._decide()
+        if isinstance(computed, _Computed):
+            self._hand_out(computed)
 
-    async def _run_apart(self, batch: list[E]) -> None:
+    async def _run_apart(self, batch: list[E], error: SlipwayError) -> None:
         """One request's values may be what the model cannot bear: only that one shall fail."""
+        if len(batch) == 1:
+            fail(batch[0].answer, error)
+            return
         self._again.update(dict.fromkeys(batch))
         self._decide_soon()  # which also sees to it that they expire in time
         for entry in batch:
             self._expire_again(monotonic())
             self._again.pop(entry, None)
-            if not entry.answer.done() and (error := await self._run([entry])) is not None:
-                fail(entry.answer, error)
+            if entry.answer.done():
+                continue
+            computed = await self._compute([entry])
+            if isinstance(computed, SlipwayError):
+                fail(entry.answer, computed)
+            else:
+                self._hand_out(computed)
 
-    async def _run(self, batch: list[E]) -> SlipwayError | None:
-        """Run one batch and hand out its rows, or return why that failed."""
+    async def _compute(self, batch: list[E]) -> _Computed[E] | SlipwayError:
+        """Run one batch, and keep what has to be kept of it; or say why that failed."""
         batched = monotonic()
         for entry in batch:
             entry.request.stamps.batched = batched
@@ -216,13 +236,17 @@ class Driver(ABC, Generic[E]):
             failure = InferenceFailed(str(error))
             failure.__cause__ = error
             return failure
-        answered = monotonic()
-        self._on_run(Run(sum(e.rows for e in batch), batched, started, computed, answered))
-        for owner, part in zip(rows, parts, strict=True):
+        run = Run(sum(e.rows for e in batch), batched, started, computed, monotonic())
+        return _Computed(rows, parts, run)
+
+    def _hand_out(self, computed: _Computed[E]) -> None:
+        run = computed.run
+        self._on_run(run)
+        for owner, part in zip(computed.rows, computed.parts, strict=True):
             if owner is None:
                 continue
             stamps = owner.request.stamps
-            stamps.started, stamps.computed, stamps.answered = started, computed, answered
+            stamps.started, stamps.computed = run.started, run.computed
+            stamps.answered = run.answered
             if not owner.answer.done():
                 owner.answer.set_result(part)
-        return None

@@ -91,6 +91,20 @@ async def test_requests_of_one_turn_share_a_batch() -> None:
     await batches.stop()
 
 
+async def test_an_instance_goes_on_before_answers_are_handed_out() -> None:
+    engine = Doubler()
+    batches = scheduler(engine, max_rows=1)
+    waiting: list[int] = []
+
+    async def ask(value: int) -> None:
+        await batches.infer(request(value), 1)
+        waiting.append(batches.depth)
+
+    await asyncio.gather(*(ask(value) for value in range(3)))
+    assert waiting == [1, 0, 0]
+    await batches.stop()
+
+
 async def test_a_cancelled_request_leaves_its_batch_mates_alone() -> None:
     engine = Doubler(pause_s=0.05)
     batches = scheduler(engine)
