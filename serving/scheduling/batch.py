@@ -94,12 +94,20 @@ class BatchLayout:
     def padded_shapes(self, inputs: Tensors) -> Sequence[Shape]:
         """Of one row of each input that is padded, as the model sees it.
 
-        Raises `InvalidRequest` when an input cannot have the shape that the model wants.
+        Raises `InvalidRequest` when an input cannot have the shape that the model wants, and for
+        an empty one: alone it would be an error of the model, and among others nothing but padding.
         """
         if not self._pads:
             return ()
         seen = self._as_model_sees(inputs)
-        return [tensor.shape[1:] for name, tensor in seen.items() if name in self._pads]
+        padded = [name for name in seen if name in self._pads]
+        for name in padded:
+            if not seen[name].size:
+                raise InvalidRequest(
+                    f"inference input {name!r} is empty: expected at least one element,"
+                    f" got the shape {list(seen[name].shape)}"
+                )
+        return [seen[name].shape[1:] for name in padded]
 
     def stack(self, parts: Sequence[Tensors]) -> Tensors:
         """The model's inputs for these requests, whose keys are equal, in this order.

@@ -16,6 +16,7 @@ import pytest
 import tritonclient.http
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from tritonclient.utils import InferenceServerException
 
 from serving.errors import InferenceFailed, ModelLoadError
 from serving.tasks import LongTask, load_task
@@ -138,6 +139,8 @@ def test_the_huggingface_hub_client(speech: RunningServer, tmp_path: Path) -> No
         client.automatic_speech_recognition(b"a letter, and no recording")
 
 
+LYING = bytearray(encoded(spoken(TEXT)))
+LYING[40:44] = (2_000_000_000).to_bytes(4, "little")
 NAN = encoded(np.array([0.0] * 500 + [np.nan] * 500), kind="wav of floats")
 
 
@@ -148,6 +151,7 @@ NAN = encoded(np.array([0.0] * 500 + [np.nan] * 500), kind="wav of floats")
         (b"Dear server,\nplease transcribe this letter.\n", "the recording is of no known format"),
         (encoded(spoken(TEXT))[:5000], "the recording is cut short"),
         (encoded(spoken(TEXT), kind="mp3")[:5000], "the recording is damaged or cut short"),
+        (bytes(LYING), "its header says 2000000000 bytes of samples, and"),
         (NAN, "sample 500 of the recording is not a finite number"),
         (encoded(np.zeros(99)), "the recording has 6.2 ms; expected at least 10"),
     ],
@@ -221,6 +225,11 @@ def test_nan_is_padding_over_v2(speech: RunningServer) -> None:
     for row, waveform, count in zip(both["logits"], (long, short), counts, strict=True):
         alone = infer(speech, waveform[np.newaxis])["logits"][0]
         np.testing.assert_allclose(row[:count], alone, atol=1e-4)
+
+
+def test_a_waveform_without_samples_is_refused(speech: RunningServer) -> None:
+    with pytest.raises(InferenceServerException, match=r"'waveform' is empty: .* shape \[1, 0\]"):
+        infer(speech, np.zeros((1, 0), np.float32))
 
 
 def test_without_its_packages_a_model_says_what_to_install(
