@@ -112,6 +112,8 @@ class TokenStepper(ABC, Generic[G]):
         self._beginnings = Beginnings[G, Born](max(1, threads - 1))
         self._unborn: set[G] = set()
         """Begun, without rows yet."""
+        self._parked: dict[G, Born | None] = {}
+        """Those that were suspended meanwhile, and what they have once their beginning is done."""
         self._news: list[News[G]] = []
         """Of what began before a step that came to nothing."""
 
@@ -131,22 +133,29 @@ class TokenStepper(ABC, Generic[G]):
         return news
 
     def suspend(self, jobs: Sequence[G]) -> list[News[G]]:
-        news: list[News[G]] = []
         for job in jobs:
-            while job in self._unborn:
-                news += self._bear(wait_for_one=True)
-            if job.slots:
+            if job in self._unborn:
+                # A beginning takes far longer than a step, and nobody shall wait for it.
+                self._parked[job] = None
+            elif job.slots:
                 self._rows.suspend(job)
-        return news
+        return []
 
     def resume(self, jobs: Sequence[G]) -> list[News[G]]:
-        self._reserve(jobs)
+        ready = [job for job in jobs if job not in self._unborn]
+        self._reserve(ready)
+        news: list[News[G]] = []
         for job in jobs:
-            self._rows.resume(job)
-        return []
+            born = self._parked.pop(job, None)
+            if born is not None:
+                news += self._welcomed(job, born)
+            elif job in ready:
+                self._rows.resume(job)
+        return news
 
     def end(self, job: G) -> None:
         self._unborn.discard(job)
+        self._parked.pop(job, None)
         self._rows.leave(job)
         job.saved = []
 
@@ -191,17 +200,24 @@ class TokenStepper(ABC, Generic[G]):
             for job, born in zip(begun.jobs, begun.results, strict=True):
                 if job in self._unborn:
                     self._unborn.remove(job)
-                    try:
-                        news += self._born(job, born)
-                    except Exception as error:  # such as for want of memory; nobody asks again
-                        news.append(News(job, failure(error), is_last=True))
+                    if job in self._parked:
+                        self._parked[job] = born
+                    else:
+                        news += self._welcomed(job, born)
         return news
+
+    def _welcomed(self, job: G, born: Born) -> Iterable[News[G]]:
+        try:
+            return self._born(job, born)
+        except Exception as error:  # such as for want of memory; nobody asks again
+            return [News(job, failure(error), is_last=True)]
 
     def _born(self, job: G, born: Born) -> Iterable[News[G]]:
         job.saved = [born.saved] * job.rows
         job.length = 0 if born.logits is None else len(job.prompt)
         job.inputs = [job.prompt[-1]] * job.rows
-        self.resume([job])
+        self._reserve([job])
+        self._rows.resume(job)
         if born.logits is None:
             return []
         # A prompt that was prefilled has its first token.

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import queue
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -24,15 +25,17 @@ from huggingface_hub import InferenceClient
 from openai import OpenAI
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+from serving.engines.base import Graph
 from serving.errors import InvalidRequest
 from serving.scheduling.meter import LateMeter
+from serving.scheduling.stepper import News
 from serving.scheduling.stepping import StepScheduler
 from serving.speech.whisper import MARKED, WhisperSettings
 from serving.steppers.recognition import RecognitionStepper
 from serving.steppers.settings import GenerationSettings
 from serving.steppers.times import TimedText
 from serving.text import load_tokenizer
-from serving.types import InferRequest, Parameter
+from serving.types import InferRequest, Parameter, Tensors
 from tests.serving.recordings import encoded
 from tests.support import RunningServer, call, serving
 from tests.training import checkpoints
@@ -238,6 +241,56 @@ async def test_in_a_storm_as_alone(repository: Path) -> None:
     answered = [(one, other) for one, other in zip(alone * 3, storm, strict=True) if other]
     assert len(answered) > len(cases)
     assert all(one == other for one, other in answered)
+
+
+class Held:
+    """A graph that computes when it is told to."""
+
+    def __init__(self, graph: Graph):
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self.bind = graph.bind
+        self._graph = graph
+        self.may_go_on = threading.Event()
+
+    def run(self, inputs: Tensors) -> Tensors:
+        assert self.may_go_on.wait(60)
+        return self._graph.run(inputs)
+
+
+async def test_nobody_waits_for_the_beginning_of_one_who_makes_room(repository: Path) -> None:
+    async with scheduler(repository) as (running, _):
+        expected = await ask(running, SHORT[1])
+    directory = repository / "hears" / "1"
+    settings = GenerationSettings.load(directory)
+    encoder = Held(open_graph(directory / "encoder.onnx"))
+    stepper = RecognitionStepper(
+        open_graph(directory / "decoder.onnx"),
+        encoder,
+        settings,
+        WhisperSettings.load(directory),
+        Numbers(settings),
+        slots=4,
+        memory_bytes=1 << 24,
+    )
+    request = InferRequest("", {"waveform": SHORT[1][np.newaxis]})
+    [gone], [later], [back] = (stepper.plan(request, streams=False) for _ in range(3))
+    stepper.begin([gone, later, back])
+    assert stepper.suspend([gone, later, back]) == []
+    stepper.end(gone)
+    assert stepper.resume([back]) == []
+    encoder.may_go_on.set()
+    news: list[News[Any]] = []
+    while not news:
+        news += stepper.step([back])
+    # Its beginning was done before, and waits for it.
+    assert not later.slots
+    assert stepper.resume([later]) == []
+    assert later.slots
+    while len(news) < 2:
+        news += stepper.step([later])
+    texts = [stepper.render(item.job, item.event, is_last=True) for item in news]
+    assert [text and text["text_output"][0, 0].decode() for text in texts] == [expected] * 2
+    stepper.close()
 
 
 async def test_rows_of_different_lengths_end_with_nan(repository: Path) -> None:

@@ -326,6 +326,7 @@ def test_settings_of_a_translator(tmp_path: Path) -> None:
         "eos_token_ids": [0],
         "pad_token_id": checkpoints.PAD,
         "suppressed_token_ids": [checkpoints.PAD],
+        "begin_suppressed_token_ids": [],
     }
     # Probabilities are to be those among the other tokens, which is in the graph.
     host = ReferenceHost(tmp_path / "export", CAPACITY)

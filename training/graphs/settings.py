@@ -18,7 +18,7 @@ _HONOURED = {
     *("num_beams", "length_penalty", "early_stopping"),
     *("do_sample", "temperature", "top_k", "top_p"),
     *("repetition_penalty", "no_repeat_ngram_size", "renormalize_logits"),
-    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
+    *("bad_words_ids", "suppress_tokens"),
     *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
     *("eos_token_id", "pad_token_id", "bos_token_id"),
 }
@@ -104,8 +104,11 @@ def _set_by(model: Model | WhisperForConditionalGeneration) -> Mapping[str, Any]
         for name, value in generation.to_dict().items()
         if value is not None and name in known
     }
+    honoured = _HONOURED
+    if isinstance(model, WhisperForConditionalGeneration):
+        honoured = _HONOURED | {"begin_suppress_tokens"}
     for name, value in wanted.items():
-        if name in _HONOURED or name in _WITHOUT_EFFECT_ON_TEXT or value is False or value == []:
+        if name in honoured or name in _WITHOUT_EFFECT_ON_TEXT or value is False or value == []:
             continue
         if value != _NEUTRAL.get(name):
             raise _refusal(name, value, "which Slipway does not generate with")
