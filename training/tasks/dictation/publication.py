@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.card import last_sections
 from training.errors import PublishRefused
-from training.parity import ParityReport, number_rows
+from training.parity import ParityReport
 from training.promise import promise
 from training.recognizers.whisper import config_text
 from training.runs import CURVES_FILE, RunDirectory
@@ -100,17 +101,4 @@ measured at the end of `slipway train`. On validation, with noise at 10 dB, \
 
 ![Loss and share of right words over the epochs]({CURVES_FILE})
 
-## Parity
-
-The served graphs against the model they were made from; `parity.json` holds the files' sha256.
-
-| check | measured | limit |
-|---|---|---|
-{number_rows(self.parity)}
-
-## How it was made
-
-```sh
-{chr(10).join(commands)}
-```
-"""
+{last_sections(self.parity, commands)}"""

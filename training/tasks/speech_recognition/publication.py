@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serving.pbtxt import CONFIG_FILE, read_config
-from serving.types import DYNAMIC, TensorSpec
+from serving.tasks.speech_recognition import INPUT, LOGITS, SpeechRecognition
+from serving.types import TensorSpec
 from training import durable
 from training.checkpoint import CONFIG_FILE as CHECKPOINT_CONFIG_FILE
 from training.errors import PublishRefused
@@ -17,13 +18,8 @@ from training.tasks.speech_recognition.card import model_card
 from training.tasks.speech_recognition.export import ANSWER_FILE
 from training.tasks.speech_recognition.graphs import (
     CHUNK_FILE,
-    CHUNK_FRAMES,
-    CHUNK_SAMPLES,
-    FRAMES,
-    LOGITS,
     NEXT_STATE,
     STATE,
-    WAVEFORM,
     graph_file,
 )
 from training.tasks.speech_recognition.network import (
@@ -36,7 +32,6 @@ from training.tasks.speech_recognition.report import SpeechReport
 from training.tasks.speech_recognition.verify import MAX_BATCH_SIZE, accepted
 
 TASK = "automatic-speech-recognition"
-"""Of a live recogniser, which is stepped: a chunk at a time."""
 
 
 class SpeechPublication:
@@ -74,7 +69,7 @@ class SpeechPublication:
     def promise(self, model: Path) -> None:
         """By task, inputs and outputs."""
         network = RecognizerConfig.load(self._run.checkpoint / CHECKPOINT_CONFIG_FILE)
-        _promise(model, network)
+        _promise(model, network, SpeechRecognition.load(self._run.export(self.precision)))
 
     def card(self, name: str, commands: Sequence[str]) -> str:
         export = self._run.export(self.precision)
@@ -83,17 +78,16 @@ class SpeechPublication:
         return model_card(name, self.recipe, self.report, self.parity, commands, answer, sizes)
 
 
-def _promise(model: Path, network: RecognizerConfig) -> None:
+def _promise(model: Path, network: RecognizerConfig, task: SpeechRecognition) -> None:
     path = model / CONFIG_FILE
-    durable.write_new(path, _config_text(model.name, network))
+    durable.write_new(path, _config_text(model.name, network, task))
     # Also after writing: another first publisher may have been faster, with another model.
     config = read_config(model)
-    inputs, outputs = _interface(network)
     for what, promised, offered in (
         ("task", config.parameters.get("task"), TASK),
         ("file", config.model_filename, graph_file(network)),
-        ("input", _describe(config.inputs), _describe(inputs)),
-        ("output", _describe(config.outputs), _describe(outputs)),
+        ("input", _describe(config.inputs), _describe(task.inputs)),
+        ("output", _describe(config.outputs), _describe(task.outputs)),
     ):
         if promised != offered:
             raise PublishRefused(
@@ -107,29 +101,12 @@ def _promise(model: Path, network: RecognizerConfig) -> None:
         )
 
 
-def _interface(network: RecognizerConfig) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    classes = len(network.vocabulary)
-    if network.architecture == "live":
-        return (
-            (TensorSpec(WAVEFORM, "FP32", (DYNAMIC, CHUNK_SAMPLES)),),
-            (TensorSpec(LOGITS, "FP32", (DYNAMIC, CHUNK_FRAMES, classes)),),
-        )
-    return (
-        (TensorSpec(WAVEFORM, "FP32", (DYNAMIC, DYNAMIC)),),
-        (
-            TensorSpec(LOGITS, "FP32", (DYNAMIC, DYNAMIC, classes)),
-            TensorSpec(FRAMES, "INT64", (DYNAMIC, 1)),
-        ),
-    )
-
-
 def _describe(tensors: Sequence[TensorSpec]) -> str:
     return ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in tensors)
 
 
-def _config_text(name: str, network: RecognizerConfig) -> str:
-    live = network.architecture == "live"
-    inputs, outputs = _interface(network)
+def _config_text(name: str, network: RecognizerConfig, task: SpeechRecognition) -> str:
+    live = task.settings.is_live
     ragged = "" if live else "\n  allow_ragged_batch: true"
     text = f"""\
 name: "{name}"
@@ -138,7 +115,7 @@ max_batch_size: {MAX_BATCH_SIZE}
 """
     if live:
         text += f'default_model_filename: "{CHUNK_FILE}"\n'
-    for kind, tensors, extra in (("input", inputs, ragged), ("output", outputs, "")):
+    for kind, tensors, extra in (("input", task.inputs, ragged), ("output", task.outputs, "")):
         for spec in tensors:
             dims = ", ".join(str(size) for size in spec.shape[1:])
             text += f"""\
@@ -154,7 +131,7 @@ max_batch_size: {MAX_BATCH_SIZE}
         parameters |= {
             "pad_value": "nan",
             "max_padding": "0.05",
-            "unpad": f"{LOGITS}={WAVEFORM}/{SAMPLES_PER_FRAME}",
+            "unpad": f"{LOGITS}={INPUT}/{SAMPLES_PER_FRAME}",
         }
     for key, value in parameters.items():
         text += f"""\
