@@ -37,12 +37,14 @@ def _spoken_numbers() -> SpeechRecipe:
         seed=1,
         epochs=12,
         batch_size=32,
-        data=Data(source="espeak", utterances=6000, longest_seconds=30.0),
+        data=Data(source="espeak", utterances=9000, invented=12000, longest_seconds=30.0),
         model=Model(
-            architecture="recurrent", mels=40, width=128, hidden=128, layers=2, dropout=0.05
+            architecture="recurrent", mels=40, width=128, hidden=128, layers=2, dropout=0.0
         ),
         acoustics=Acoustics(
             silence_seconds=(0.0, 0.4),
+            playback=(0.88, 1.14),
+            tilt_db=(-9.0, 9.0),
             level_db=(-36.0, -12.0),
             noise_db=(5.0, 35.0),
             rooms=0.3,
@@ -72,7 +74,7 @@ def _tiny(recipe: SpeechRecipe) -> SpeechRecipe:
     return recipe.model_copy(
         update={
             "epochs": 2,
-            "data": recipe.data.model_copy(update={"utterances": 250}),
+            "data": recipe.data.model_copy(update={"utterances": 250, "invented": 50}),
             "model": recipe.model.model_copy(
                 update={"mels": 16, "width": 32, "hidden": 32, "layers": 1}
             ),
