@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import tritonclient.grpc
 import tritonclient.http
 
 from serving.pbtxt import read_config
 from serving.repository import ModelVersion, Repositories, versions
-from serving.tasks import Question, Task, load_task
+from serving.tasks import LongTask, Question, Task, load_task
 from serving.types import DATATYPES
 
 ROOT = Path(__file__).parent.parent
@@ -115,13 +116,26 @@ def post(connection: http.client.HTTPConnection, name: str, body: bytes) -> Any:
 
 
 def infer(module: Any, client: Any, name: str, question: Question, task: Task) -> Any:
-    inputs = []
-    for tensor_name, value in question.tensors.items():
-        tensor = module.InferInput(tensor_name, list(value.shape), DATATYPES[value.dtype])
-        tensor.set_data_from_numpy(value)
-        inputs.append(tensor)
-    result = client.infer(name, inputs, parameters=dict(question.parameters))
-    outputs = {spec.name: result.as_numpy(spec.name) for spec in task.outputs}
+    """Ask in protocol v2: one request, or a sequence of them to a model that hears live."""
+    pieces = (question.tensors, *question.further)
+    sequence_id = uuid4().hex
+    parts = []
+    for number, tensors in enumerate(pieces, 1):
+        inputs = []
+        for tensor_name, value in tensors.items():
+            tensor = module.InferInput(tensor_name, list(value.shape), DATATYPES[value.dtype])
+            tensor.set_data_from_numpy(value)
+            inputs.append(tensor)
+        sequence: dict[str, Any] = {}
+        if question.in_sequence:
+            sequence["sequence_id"] = sequence_id
+            sequence["sequence_start"] = number == 1
+            sequence["sequence_end"] = number == len(pieces)
+        result = client.infer(name, inputs, parameters=dict(question.parameters), **sequence)
+        parts.append({spec.name: result.as_numpy(spec.name) for spec in task.outputs})
+    if isinstance(task, LongTask):
+        return task.conclude(parts, question)
+    [outputs] = parts
     return task.postprocess(outputs, question)
 
 

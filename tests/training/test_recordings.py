@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -13,12 +14,20 @@ import torch
 
 from training.errors import DataError
 from training.recipes.spoken_numbers import spoken_numbers
+from training.split import sha256_hex
 from training.tasks.speech_recognition.acoustics import hear
-from training.tasks.speech_recognition.corpus import RATE_HZ, hash_corpus, open_corpus, split_corpus
-from training.tasks.speech_recognition.espeak import synthesize
+from training.tasks.speech_recognition.corpus import (
+    RATE_HZ,
+    Corpus,
+    hash_corpus,
+    open_corpus,
+    split_corpus,
+)
+from training.tasks.speech_recognition.espeak import INVENTED, SPEAKERS, Spoken, synthesize
+from training.tasks.speech_recognition.evaluate import places
 from training.tasks.speech_recognition.manifest import read_manifest
 from training.tasks.speech_recognition.recipe import Acoustics
-from training.tasks.speech_recognition.spoken import draw, make_corpus
+from training.tasks.speech_recognition.spoken import draw, draw_invented, make_corpus
 from training.tasks.speech_recognition.utterances import normalize, say_something
 
 # Synthesised
@@ -47,21 +56,64 @@ def test_utterances_are_kept_and_no_held_out_speaker_was_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    corpus = make_corpus(60, seed=1)
+    corpus = make_corpus(60, 20, seed=1)
     [kept] = (tmp_path / "slipway").iterdir()
     written = (kept / "audio.npz").stat().st_mtime_ns
-    again = make_corpus(60, seed=1)
+    again = make_corpus(60, 20, seed=1)
     assert (kept / "audio.npz").stat().st_mtime_ns == written
     np.testing.assert_array_equal(corpus.samples, again.samples)
     assert hash_corpus(corpus) == hash_corpus(again)
 
+    speakers = speakers_of_parts(corpus)
+    assert all(speakers)
+    assert sum(map(len, speakers)) == len(set.union(*speakers))
+
+
+def speakers_of_parts(corpus: Corpus) -> list[set[str]]:
     split = split_corpus(corpus)
-    speakers = [
+    return [
         {corpus.voices[index].split("+")[1] for index in part}
         for part in (split.train, split.validation, split.held_out)
     ]
-    assert all(speakers)
-    assert sum(map(len, speakers)) == len(set.union(*speakers))
+
+
+def test_invented_speakers_are_learned_from_and_move_nobody_else() -> None:
+    def corpus(*utterances: Spoken) -> Corpus:
+        count = len(utterances)
+        return Corpus(
+            texts=("one",) * count,
+            voices=tuple(f"{one.accent}+{one.speaker}" for one in utterances),
+            groups=tuple(sha256_hex(one.speaker.encode()) for one in utterances),
+            digests=tuple(map(str, range(count))),
+            samples=np.zeros(count, np.int16),
+            lengths=np.ones(count, np.int64),
+        )
+
+    real = draw(2000, seed=1)
+    without = speakers_of_parts(corpus(*real))
+    train, *judges = speakers_of_parts(corpus(*real, *draw_invented(10, seed=1)))
+    assert [train - {INVENTED}, *judges] == without
+    assert INVENTED in train
+    assert set.union(*without) == set(SPEAKERS)
+
+
+def test_each_invented_speaker_sounds_as_drawn() -> None:
+    spoken = draw_invented(4, seed=1)
+    assert len({one.timbre for one in spoken}) == 4
+    alike = [replace(spoken[0], timbre=one.timbre) for one in (*spoken, spoken[0])]
+    *heard, again = synthesize(alike, RATE_HZ)
+    timbres = [spectrum(samples) for samples in (*heard, again)]
+    for number, one in enumerate(timbres[1:-1]):
+        assert all(np.abs(one - other).max() > 3.0 for other in timbres[: number + 1])
+    np.testing.assert_allclose(timbres[-1], timbres[0], atol=1.0)
+
+
+def spectrum(samples: np.ndarray) -> np.ndarray:
+    """Decibels in eight equal bands, on average 0."""
+    power = np.abs(np.fft.rfft(samples.astype(float))) ** 2
+    levels: np.ndarray = 10.0 * np.log10([band.mean() for band in np.array_split(power, 8)])
+    levels -= levels.mean()
+    return levels
 
 
 # The user's own
@@ -158,6 +210,8 @@ def test_source_and_file_belong_together(folder: Path) -> None:
 
 QUIET = Acoustics(
     silence_seconds=(0.1, 0.1),
+    playback=(1.0, 1.0),
+    tilt_db=(0.0, 0.0),
     level_db=(-20.0, -20.0),
     noise_db=(100.0, 100.0),
     rooms=0.0,
@@ -198,6 +252,30 @@ def test_a_room_echoes_after_the_end() -> None:
     assert dry[-3000:].abs().max() < 1e-4
     assert wet[-3100:-2500].abs().max() > 1e-3
     assert wet[:3000].abs().max() < 1e-4
+
+
+def test_a_faster_playback_is_shorter_and_higher() -> None:
+    fast = QUIET.model_copy(update={"playback": (1.25, 1.25)})
+    [heard] = hear([tone(16_000)], fast, generator())
+    assert len(heard) == pytest.approx(16_000 / 1.25 + 3200, abs=2)
+    loudest = int(torch.fft.rfft(heard).abs().argmax()) * RATE_HZ / len(heard)
+    assert loudest == pytest.approx(1.25 * 0.2 * RATE_HZ / (2 * np.pi), abs=2.0)
+
+
+def test_a_tilt_is_for_high_frequencies() -> None:
+    low, high = (
+        (4000 * np.sin(2 * np.pi * hz * np.arange(16_000) / RATE_HZ)) for hz in (250, 4000)
+    )
+    tilted = QUIET.model_copy(update={"tilt_db": (12.0, 12.0)})
+    [heard] = hear([(low + high).astype(np.int16)], tilted, generator())
+    levels = torch.fft.rfft(heard[1600:-1600]).abs()
+    # Of the six octaves from 125 Hz to 8 kHz there are four between them.
+    assert 20.0 * (levels[4000] / levels[250]).log10() == pytest.approx(8.0, abs=0.1)
+
+
+def test_voices_are_judged_as_they_are() -> None:
+    for place in places(spoken_numbers().acoustics).values():
+        assert (place.playback, place.tilt_db) == ((1.0, 1.0), (0.0, 0.0))
 
 
 def test_the_generator_decides_what_is_heard() -> None:

@@ -34,7 +34,7 @@ def _spoken_numbers_whisper() -> DictationRecipe:
         seed=1,
         epochs=20,
         batch_size=16,
-        data=Data(source="espeak", utterances=6000, longest_seconds=12.0),
+        data=Data(source="espeak", invented=12000, utterances=6000, longest_seconds=12.0),
         model=Model(
             seconds=12,
             mels=40,
@@ -50,6 +50,8 @@ def _spoken_numbers_whisper() -> DictationRecipe:
         windows=Windows(utterances=3, pause_seconds=(0.0, 0.6), timed=0.5),
         acoustics=Acoustics(
             silence_seconds=(0.0, 0.4),
+            playback=(0.88, 1.14),
+            tilt_db=(-9.0, 9.0),
             level_db=(-36.0, -12.0),
             noise_db=(5.0, 35.0),
             rooms=0.3,

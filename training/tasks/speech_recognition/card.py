@@ -12,14 +12,18 @@ from training.tasks.speech_recognition.graphs import CHUNK_FRAMES
 from training.tasks.speech_recognition.network import SAMPLES_PER_FRAME
 from training.tasks.speech_recognition.recipe import SpeechRecipe
 from training.tasks.speech_recognition.report import SpeechReport
+from training.tasks.speech_recognition.verify import JUDGED_IN
 
 _SOURCES = {
     "espeak": (
         "Numbers, dates, times and short commands, said by espeak-ng (GPL-3.0; its library comes in"
         " the package espeakng-loader and is no part of this model) in eight English accents and 36"
-        " voice variants, each at its own speed and pitch. Numbers in words are by the package"
-        " num2words. In every epoch each utterance is heard anew: with silence around it, at"
-        " another level, in white to brown noise, and often in a room that reverberates."
+        " voice variants, each at its own speed and pitch; and as many more as the recipe says, to"
+        " learn from only, by speakers who were invented for one utterance each: variants whose"
+        " pitch, formants, tone and stress were drawn. Numbers in words are by the package"
+        " num2words. In every epoch each utterance is heard anew: a little faster or slower,"
+        " brighter or duller, with silence around it, at another level, in white to brown noise,"
+        " and often in a room that reverberates. Voices that judge are heard as they are."
     ),
     "manifest": "The user's own recordings.",
 }
@@ -34,6 +38,8 @@ _LIMITS = {
     ),
     "manifest": "For recordings like those it was trained on; it writes something for any sound.",
 }
+_GOALS = {"espeak": (0.03, 0.08), "manifest": None}
+"""Word error rates in the places of `JUDGED_IN`."""
 _NETWORKS = {
     "recurrent": "GRUs in both directions",
     "transformer": "a transformer encoder of the wav2vec 2.0 architecture",
@@ -96,7 +102,7 @@ the sha256 of who speaks, so that no voice is in two of them.
 Held-out utterances, greedy decoding by the trained network; rates by jiwer, measured at the end \
 of `slipway train`. With noise the speech is so many decibels above it, over the whole utterance. \
 On validation, with noise at 10 dB, {report.validation_accuracy:.4f} of the words were right in \
-the epoch that was kept, {report.epoch} of {recipe.epochs}.
+the epoch that was kept, {report.epoch} of {recipe.epochs}.{_goals(recipe, report)}
 
 {_voices(report)}
 {_mistakes(report)}
@@ -110,7 +116,8 @@ def _input(recipe: SpeechRecipe) -> str:
         samples = CHUNK_FRAMES * SAMPLES_PER_FRAME
         return (
             f"It hears live: chunks of {samples} samples at 16 kHz, 120 ms, with states between"
-            " them that the host keeps."
+            " them that the host keeps. It listens before it answers: a frame comes out"
+            f" {recipe.model.delay} frames of 30 ms after its samples went in."
         )
     return (
         "Input `waveform`: FP32 [batch, samples], 16 kHz, -1 to 1, with NaN after the end of the"
@@ -124,6 +131,18 @@ def _score_rows(report: SpeechReport) -> str:
         f"| {score.place} | **{score.word_errors:.4f}** | {score.character_errors:.4f} |"
         for score in report.scores
     )
+
+
+def _goals(recipe: SpeechRecipe, report: SpeechReport) -> str:
+    goals = _GOALS[recipe.data.source]
+    if goals is None:
+        return ""
+    verdicts = [
+        f"{goal} with {place}, which this model {'reaches' if rate <= goal else '**misses**'}"
+        for place, goal in zip(JUDGED_IN, goals, strict=True)
+        for rate in [report.word_errors(place)]
+    ]
+    return f" The goal is a word error rate of {' and of '.join(verdicts)}."
 
 
 def _voices(report: SpeechReport) -> str:

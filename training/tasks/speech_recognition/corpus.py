@@ -66,7 +66,7 @@ def open_corpus(settings: Data, file: Path | None, seed: int) -> Corpus:
         raise DataError(f"data.source is {settings.source}, which reads no file: drop --data")
     from training.tasks.speech_recognition.spoken import make_corpus
 
-    return make_corpus(settings.utterances, seed)
+    return make_corpus(settings.utterances, settings.invented, seed)
 
 
 def split_corpus(corpus: Corpus) -> Split:

@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import espeakng_loader
 import numpy as np
@@ -36,7 +38,10 @@ SPEAKERS = (
 )
 """espeak-ng's variants of a voice, without the robots, the whisperers and the monsters."""
 
-_BATCH = 250
+INVENTED = "invented"
+"""The speaker of all utterances that bring a timbre of their own."""
+
+_BATCH = 1000
 _SYNCHRONOUS = 2
 _SPEED, _PITCH, _RANGE = 1, 3, 4
 _CHARACTERS, _UTF8 = 1, 1
@@ -58,6 +63,8 @@ class Spoken:
     """0 to 100; 50 is the speaker's own."""
     range: int
     """How much the pitch moves, 0 to 100."""
+    timbre: str = ""
+    """Of an invented speaker: the lines that a file of espeak-ng's voice variants would have."""
 
 
 def synthesize(spoken: Sequence[Spoken], rate_hz: int) -> list[Samples]:
@@ -81,9 +88,16 @@ def _say_batch(task: tuple[Sequence[Spoken], int, int]) -> list[Samples]:
 
 
 def _say(spoken: Sequence[Spoken], seed: int, rate_hz: int) -> Iterator[Samples]:
+    with TemporaryDirectory() as directory:
+        variant = _add_variant(Path(directory))
+        yield from _say_with(variant, Path(directory), spoken, seed, rate_hz)
+
+
+def _say_with(
+    variant: Path, data: Path, spoken: Sequence[Spoken], seed: int, rate_hz: int
+) -> Iterator[Samples]:
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    data = espeakng_loader.get_data_path().encode()
-    own_rate_hz = library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
+    own_rate_hz = library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), 0)
     if own_rate_hz <= 0:
         raise DataError("espeak-ng does not start: reinstall the package espeakng-loader")
     library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
@@ -98,6 +112,8 @@ def _say(spoken: Sequence[Spoken], seed: int, rate_hz: int) -> Iterator[Samples]
     callback = _Callback(hear)
     library.espeak_SetSynthCallback(callback)
     for utterance in spoken:
+        if utterance.timbre:
+            variant.write_text(f"language variant\nname {INVENTED}\n{utterance.timbre}")
         voice = f"{utterance.accent}+{utterance.speaker}"
         if library.espeak_SetVoiceByName(voice.encode()):
             raise DataError(f"espeak-ng has no voice {voice!r}")
@@ -111,3 +127,18 @@ def _say(spoken: Sequence[Spoken], seed: int, rate_hz: int) -> Iterator[Samples]
         # The callback is over when the call returns, because playback is synchronous.
         waveform = np.concatenate(heard)
         yield soxr.resample(waveform, own_rate_hz, rate_hz).astype(np.int16)
+
+
+def _add_variant(directory: Path) -> Path:
+    """Make `directory` espeak-ng's data with room for one more variant, whose file is returned.
+
+    espeak-ng reads the file anew for every utterance.
+    """
+    own = Path(espeakng_loader.get_data_path())
+    variants = Path("voices", "!v")
+    (directory / variants).mkdir(parents=True)
+    for there in (Path(), variants.parent, variants):
+        for entry in (own / there).iterdir():
+            if not (directory / there / entry.name).exists():
+                (directory / there / entry.name).symlink_to(entry)
+    return directory / variants / INVENTED

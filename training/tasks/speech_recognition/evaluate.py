@@ -45,10 +45,13 @@ class Score(Record):
 
 
 def places(acoustics: Acoustics) -> dict[str, Acoustics]:
-    """Where a model is judged; level and silence are those of training."""
+    """Where a model is judged, by voices as they are; level and silence are those of training."""
 
     def place(noise_db: float, rooms: float) -> Acoustics:
-        return acoustics.model_copy(update={"noise_db": (noise_db, noise_db), "rooms": rooms})
+        unchanged = {"playback": (1.0, 1.0), "tilt_db": (0.0, 0.0)}
+        return acoustics.model_copy(
+            update={"noise_db": (noise_db, noise_db), "rooms": rooms, **unchanged}
+        )
 
     return {
         "without noise": place(60.0, 0.0),

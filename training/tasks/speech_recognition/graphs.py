@@ -111,4 +111,5 @@ def save_settings(directory: Path, config: RecognizerConfig, language: str | Non
         max_seconds=None if live else _MAX_SECONDS,
         overlap_seconds=None if live else _OVERLAP_SECONDS,
         chunk_samples=CHUNK_SAMPLES if live else None,
+        delay_frames=config.delay if live else 0,
     ).save(directory)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from serving.speech.recognizer import RecognizerSettings
 from training.tasks.speech_recognition.graphs import (
     CHUNK_FILE,
+    CHUNK_FRAMES,
     CHUNK_SAMPLES,
     FRAMES,
     LOGITS,
@@ -27,7 +29,9 @@ class Host:
     """Called as the network is: see `Recognizer.forward`."""
 
     def __init__(self, graph: Path):
+        """Of a live one, recognizer.json lies beside the graph."""
         self.live = graph.name == CHUNK_FILE
+        self._delay = RecognizerSettings.load(graph.parent).delay_frames if self.live else 0
         self.session = open_session(graph)
         self._outputs = [output.name for output in self.session.get_outputs()]
 
@@ -44,7 +48,8 @@ class Host:
         """Rows that have ended hear silence until the longest has."""
         lengths = (~waveform.isnan()).sum(dim=1, keepdim=True)
         frames = -(-lengths // SAMPLES_PER_FRAME)
-        missing = -waveform.shape[1] % CHUNK_SAMPLES
+        most = int(frames.max()) + self._delay
+        missing = -(-most // CHUNK_FRAMES) * CHUNK_SAMPLES - waveform.shape[1]
         samples = functional.pad(waveform.nan_to_num(0.0), (0, missing)).numpy()
         states = {
             node.name: np.zeros((len(samples), *node.shape[1:]), np.float32)
@@ -57,7 +62,7 @@ class Host:
             outputs = self.run({WAVEFORM: chunk, **states})
             logits.append(outputs[LOGITS])
             states = {name: outputs[name.replace(STATE, NEXT_STATE, 1)] for name in states}
-        return torch.from_numpy(np.concatenate(logits, axis=1)), frames
+        return torch.from_numpy(np.concatenate(logits, axis=1)[:, self._delay : most]), frames
 
 
 def open_session(graph: Path | bytes) -> ort.InferenceSession:

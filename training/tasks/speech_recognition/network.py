@@ -47,6 +47,8 @@ class RecognizerConfig(Record):
     hidden: int
     layers: int
     heads: int
+    delay: int
+    """Frames of what comes after that a live recogniser hears before it answers."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -71,14 +73,20 @@ class Recognizer(nn.Module):
         """From [batch, sample], -1 to 1, to logits [batch, frame, class] and frames [batch, 1].
 
         A row ends before its first NaN; `frames` says how many frames it has, a part of one
-        counted as a whole. Those after them are padding. The logits are log-probabilities.
+        counted as a whole. Those after them are padding. The logits are log-probabilities; those
+        of a live recogniser are what `step` gives `config.delay` frames later, in silence after
+        the end.
         """
         samples, lengths = _ended(waveform)
         frames = (lengths + SAMPLES_PER_FRAME - 1) // SAMPLES_PER_FRAME
         states = self.begin(samples.shape[0])
+        if isinstance(self.middle, Forwards):
+            samples = functional.pad(samples, (0, self.config.delay * SAMPLES_PER_FRAME))
         framed, _ = self._convolve(samples, states)
-        logits = self._classify(self.middle(framed, frames))
-        return logits, frames[:, None]
+        heard = self.middle(framed, frames)
+        if isinstance(self.middle, Forwards):
+            heard = heard[:, self.config.delay :]
+        return self._classify(heard), frames[:, None]
 
     def begin(self, batch: int) -> States:
         """States before the first sample."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serving.pbtxt import CONFIG_FILE, read_config
-from serving.tasks.speech_recognition import INPUT, LOGITS, SpeechRecognition
+from serving.tasks.speech_recognition import INPUT, LOGITS, SpeechRecognition, load
 from serving.types import TensorSpec
 from training import durable
 from training.checkpoint import CONFIG_FILE as CHECKPOINT_CONFIG_FILE
@@ -69,7 +69,9 @@ class SpeechPublication:
     def promise(self, model: Path) -> None:
         """By task, inputs and outputs."""
         network = RecognizerConfig.load(self._run.checkpoint / CHECKPOINT_CONFIG_FILE)
-        _promise(model, network, SpeechRecognition.load(self._run.export(self.precision)))
+        task = load(self._run.export(self.precision))
+        assert isinstance(task, SpeechRecognition), "what is exported has CTC. This is a bug."
+        _promise(model, network, task)
 
     def card(self, name: str, commands: Sequence[str]) -> str:
         export = self._run.export(self.precision)

@@ -19,6 +19,8 @@ class Data(Settings):
     """Synthesised by espeak-ng, or the user's own, listed in a CSV file."""
     utterances: Annotated[int, Field(ge=50)]
     """To synthesise; a manifest brings its own."""
+    invented: Annotated[int, Field(ge=0)]
+    """Further utterances to synthesise, each by a speaker made up for it, to learn from only."""
     longest_seconds: PositiveFloat
     """A longer recording of a manifest is refused."""
 
@@ -37,6 +39,8 @@ class Model(Settings):
     layers: PositiveInt
     heads: PositiveInt = 4
     """Of a transformer."""
+    delay: Annotated[int, Field(ge=0, le=32)] = 5
+    """Of a live one: frames of 30 ms that it hears of what comes after, before it answers."""
     dropout: BelowOne
 
     @model_validator(mode="after")
@@ -54,6 +58,10 @@ class Acoustics(Settings):
 
     silence_seconds: Range
     """Before it, and after it."""
+    playback: Range
+    """Samples are played so many times as fast, which moves pitch, formants and tempo alike."""
+    tilt_db: Range
+    """How much louder the highest frequencies become, a part of it from each octave to the next."""
     level_db: Range
     """Of the speech, root mean square; a full-scale square wave has 0."""
     noise_db: Range

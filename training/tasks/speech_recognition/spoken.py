@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
@@ -19,16 +19,20 @@ import numpy as np
 from training import durable
 from training.split import Indices, hash_lines, sha256_hex
 from training.tasks.speech_recognition.corpus import RATE_HZ, Corpus, Samples
-from training.tasks.speech_recognition.espeak import ACCENTS, SPEAKERS, Spoken, synthesize
+from training.tasks.speech_recognition.espeak import ACCENTS, INVENTED, SPEAKERS, Spoken, synthesize
+from training.tasks.speech_recognition.timbre import invent
 from training.tasks.speech_recognition.utterances import normalize, say_something
 
 _AUDIO_FILE = "audio.npz"
 _MADE_BY = ("espeakng-loader", "soxr")
 
 
-def make_corpus(utterances: int, seed: int) -> Corpus:
-    """So many utterances, the same for the same seed."""
-    spoken = draw(utterances, seed)
+def make_corpus(utterances: int, invented: int, seed: int) -> Corpus:
+    """So many utterances by espeak-ng's speakers and by invented ones, the same for the same seed.
+
+    The invented speakers are one group, which is learned from: its hash puts it there.
+    """
+    spoken = [*draw(utterances, seed), *draw_invented(invented, seed)]
     digests = tuple(sha256_hex(repr(astuple(utterance)).encode()) for utterance in spoken)
     samples, lengths = _kept(spoken, digests)
     return Corpus(
@@ -42,7 +46,7 @@ def make_corpus(utterances: int, seed: int) -> Corpus:
 
 
 def draw(utterances: int, seed: int) -> list[Spoken]:
-    """Who says what, and how fast and how high."""
+    """Who of espeak-ng's speakers says what, and how fast and how high."""
     chance = Random(seed)  # noqa: S311
     return [
         Spoken(
@@ -54,6 +58,15 @@ def draw(utterances: int, seed: int) -> list[Spoken]:
             range=chance.randint(25, 75),
         )
         for _ in range(utterances)
+    ]
+
+
+def draw_invented(utterances: int, seed: int) -> list[Spoken]:
+    """The same, said by as many speakers who never speak again."""
+    chance = Random(f"{INVENTED} {seed}")  # noqa: S311
+    return [
+        replace(one, speaker=INVENTED, timbre=invent(chance))
+        for one in draw(utterances, chance.getrandbits(32))
     ]
 
 
