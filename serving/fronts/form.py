@@ -9,6 +9,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serving.errors import InvalidRequest, TooLarge, shown
+from serving.fronts.checked import about
 
 MAX_PARTS = 100
 MAX_FIELD_BYTES = 1 << 16
@@ -101,8 +102,8 @@ class _Reader:
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
-            raise InvalidRequest(
-                f"{name}: expected text in UTF-8, or a file with a filename: {error.reason}"
+            raise about(
+                name, f"expected text in UTF-8, or a file with a filename: {error.reason}"
             ) from None
         self.form.fields.setdefault(name, []).append(text)
 

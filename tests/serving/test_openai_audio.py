@@ -259,6 +259,11 @@ def test_too_long_and_unknown(client: OpenAI) -> None:
             b'--b\r\ncontent-disposition: form-data; name="model"\r\n\r\ntones\r\n--b--\r\n',
             "file: expected a file with the bytes of a recording, got none",
         ),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\ncontent-disposition: form-data; name="file"\r\n\r\n\xff\r\n--b--\r\n',
+            "file: expected text in UTF-8, or a file with a filename",
+        ),
     ],
 )
 def test_what_is_no_form_is_refused(
