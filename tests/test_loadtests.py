@@ -94,7 +94,7 @@ def test_recordings_are_measured_against_the_bare_graph(recognisers: Path, tmp_p
 def test_live_recordings_are_measured(recognisers: Path, tmp_path: Path) -> None:
     out = run(
         *("loadtests/bench/live.py", "--model-repository", recognisers, "--model", "tones-live"),
-        *("--out", tmp_path, "--streams", "6", "--seconds", "3", "--warmup-s", "1"),
+        *("--out", tmp_path, "--streams", "6", "--seconds", "5", "--warmup-s", "1"),
         *("--alone-s", "4", "--recordings", "4"),
     )
     print(out)

@@ -90,6 +90,10 @@ def main() -> None:
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
     recordings = clips.utterances(options.out / "clips", options.recordings, options.seed)
+    longest_s = max(clip.seconds for clip in recordings)
+    if options.seconds < longest_s:
+        # Then a stream could be without an end of a recording, and be taken for one behind.
+        raise SystemExit(f"--seconds must be {longest_s:.1f} or more, as the longest recording is")
     [version] = Repositories([options.model_repository]).read(options.model)
     settings = RecognizerSettings.load(version.directory)
     others_cpu = psutil.cpu_percent(1.0) / 100
