@@ -354,8 +354,18 @@ class _Asked:
     asked: list[list[tuple[str, dict[str, str]]]] = []  # noqa: RUF012
     usable: frozenset[str] = frozenset()
 
-    def __init__(self, path: Path, options: Any, *, providers: Any, enable_fallback: int):
+    def __init__(
+        self,
+        path: Path,
+        options: Any,
+        *,
+        providers: Any,
+        enable_fallback: int,
+        disabled_optimizers: list[str],
+    ):
         assert not enable_fallback
+        gpus = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+        assert bool(disabled_optimizers) != any(name in gpus for name, _ in providers)
         self._providers = [name for name, _ in providers if name in self.usable]
         self.asked.append(providers)
 
