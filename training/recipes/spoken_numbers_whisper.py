@@ -34,7 +34,7 @@ def _spoken_numbers_whisper() -> DictationRecipe:
         seed=1,
         epochs=20,
         batch_size=16,
-        data=Data(source="espeak", invented=12000, utterances=6000, longest_seconds=12.0),
+        data=Data(source="espeak", utterances=6000, invented=0, longest_seconds=12.0),
         model=Model(
             seconds=12,
             mels=40,
