@@ -46,8 +46,8 @@ _GRAPH_LEVELS = {
 }
 
 _SLOW_ON_CPU = "SkipLayerNormFusion"
-"""Of ONNX Runtime's optimisations: on the CPU the fused operator takes four to six times as long as
-the addition and the normalisation that it replaces."""
+"""Of ONNX Runtime's optimisations: on the CPU the fused operator is slower than the addition
+and the normalisation that it replaces."""
 
 T = TypeVar("T")
 
