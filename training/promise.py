@@ -54,6 +54,7 @@ def _interface(config: ModelConfig) -> Iterator[tuple[str, str]]:
             what,
             ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in specs),
         )
+    yield "file", repr(config.model_filename)
     yield "backend", repr(config.backend)
     yield "decoupled", repr(config.decoupled)
     yield "stepper", repr(config.parameters.get(STEPPER))

@@ -12,6 +12,18 @@ from training.tasks.speech_recognition.recipe import (
     SpeechRecipe,
 )
 
+ACOUSTICS = Acoustics(
+    silence_seconds=(0.0, 0.4),
+    playback=(0.88, 1.14),
+    tilt_db=(-9.0, 9.0),
+    level_db=(-36.0, -12.0),
+    noise_db=(5.0, 35.0),
+    rooms=0.3,
+    reverberation_seconds=(0.1, 0.5),
+    direct_db=(3.0, 15.0),
+)
+MASKS = Masks(times=1, time_seconds=0.1, bands=1, band_fraction=0.15)
+
 
 def spoken_numbers(*, tiny: bool = False, own_data: bool = False) -> SpeechRecipe:
     """What espeak-ng says in 288 voices, and in invented ones: half an hour on one CPU core.
@@ -41,17 +53,8 @@ def _spoken_numbers() -> SpeechRecipe:
         model=Model(
             architecture="recurrent", mels=40, width=128, hidden=128, layers=2, dropout=0.0
         ),
-        acoustics=Acoustics(
-            silence_seconds=(0.0, 0.4),
-            playback=(0.88, 1.14),
-            tilt_db=(-9.0, 9.0),
-            level_db=(-36.0, -12.0),
-            noise_db=(5.0, 35.0),
-            rooms=0.3,
-            reverberation_seconds=(0.1, 0.5),
-            direct_db=(3.0, 15.0),
-        ),
-        masks=Masks(times=1, time_seconds=0.1, bands=1, band_fraction=0.15),
+        acoustics=ACOUSTICS,
+        masks=MASKS,
         optimizer=Optimizer(
             name="adamw",
             learning_rate=3e-3,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from training.recipe import Optimizer, Schedule
-from training.tasks.dictation.recipe import Acceptance, DictationRecipe, Model, Windows
-from training.tasks.speech_recognition.recipe import Acoustics, Data, Masks
+from training.recipes.spoken_numbers import ACOUSTICS, MASKS
+from training.tasks.dictation.recipe import DictationRecipe, Model, Windows
+from training.tasks.speech_recognition.recipe import Data, WordErrors
 
-_ANYTHING = Acceptance(word_errors_20_db=100.0, word_errors_10_db=100.0)
+_ANYTHING = WordErrors(word_errors_20_db=100.0, word_errors_10_db=100.0)
 """An untrained model writes without end."""
 
 
@@ -48,17 +49,8 @@ def _spoken_numbers_whisper() -> DictationRecipe:
             dropout=0.05,
         ),
         windows=Windows(utterances=3, pause_seconds=(0.0, 0.6), timed=0.5),
-        acoustics=Acoustics(
-            silence_seconds=(0.0, 0.4),
-            playback=(0.88, 1.14),
-            tilt_db=(-9.0, 9.0),
-            level_db=(-36.0, -12.0),
-            noise_db=(5.0, 35.0),
-            rooms=0.3,
-            reverberation_seconds=(0.1, 0.5),
-            direct_db=(3.0, 15.0),
-        ),
-        masks=Masks(times=1, time_seconds=0.1, bands=1, band_fraction=0.15),
+        acoustics=ACOUSTICS,
+        masks=MASKS,
         optimizer=Optimizer(
             name="adamw",
             learning_rate=1e-3,
@@ -68,7 +60,7 @@ def _spoken_numbers_whisper() -> DictationRecipe:
             label_smoothing=0.0,
         ),
         schedule=Schedule(warmup_epochs=1.0, final_fraction=0.01),
-        acceptance=Acceptance(word_errors_20_db=0.03, word_errors_10_db=0.08),
+        acceptance=WordErrors(word_errors_20_db=0.03, word_errors_10_db=0.08),
     )
 
 

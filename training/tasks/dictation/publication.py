@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.card import last_sections
-from training.errors import PublishRefused
 from training.parity import ParityReport
 from training.promise import promise
 from training.recognizers.whisper import config_text
@@ -32,28 +31,10 @@ class DictationPublication:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        figures: dict[str, float | None] = {
-            "validation_accuracy": self.report.validation_accuracy,
-        }
-        for score in self.report.scores:
-            place = score.place.replace(",", "").replace(" ", "_")
-            figures[f"word_error_rate_{place}"] = score.word_errors
-            figures[f"character_error_rate_{place}"] = score.character_errors
-        return figures
+        return self.report.figures
 
     def require_quality(self) -> None:
-        acceptance = self.recipe.acceptance
-        for place, limit in (
-            ("noise at 20 dB", acceptance.word_errors_20_db),
-            ("noise at 10 dB", acceptance.word_errors_10_db),
-        ):
-            rate = self.report.word_errors(place)
-            # Written so that a figure which is not a number is refused.
-            if not rate <= limit:
-                raise PublishRefused(
-                    f"{self._run.path}: the word error rate on the held-out part, {place}, is"
-                    f" {rate:.4f} and the recipe accepts {limit}; train a better model"
-                )
+        self.report.require(self.recipe.acceptance, self._run.path)
 
     def promise(self, model: Path) -> None:
         checkpoint, _ = network.load(self._run.checkpoint)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from training.recipe import BelowOne, Fraction, Recipe, Settings
-from training.tasks.speech_recognition.recipe import Acoustics, Data, Masks
+from training.tasks.speech_recognition.recipe import Acoustics, Data, Masks, WordErrors
 
 
 class Model(Settings):
@@ -50,14 +50,6 @@ class Windows(Settings):
     """How many of the windows are written down with times."""
 
 
-class Acceptance(Settings):
-    """What a model must show before it may be published."""
-
-    word_errors_20_db: PositiveFloat
-    """Word error rate on the held-out part, with noise 20 dB below the speech."""
-    word_errors_10_db: PositiveFloat
-
-
 class DictationRecipe(Recipe):
     task: Literal["dictation"] = "dictation"
     data: Data
@@ -66,4 +58,4 @@ class DictationRecipe(Recipe):
     acoustics: Acoustics
     """`silence_seconds` are those of the recordings that judge it."""
     masks: Masks
-    acceptance: Acceptance
+    acceptance: WordErrors

@@ -10,9 +10,8 @@ from training.tasks.dictation import network as whisper
 from training.tasks.dictation.evaluate import transcribe
 from training.tasks.dictation.recipe import DictationRecipe
 from training.tasks.speech_recognition.corpus import RATE_HZ, Corpus
-from training.tasks.speech_recognition.evaluate import places, score
-from training.tasks.speech_recognition.report import MISTAKES, Mistake, SpeechReport
-from training.workload import count_examples
+from training.tasks.speech_recognition.recipe import Acoustics
+from training.tasks.speech_recognition.report import SpeechReport, judge
 
 
 def report(
@@ -22,20 +21,8 @@ def report(
     model, vocabulary = whisper.load(run.checkpoint)
     features = LogMel(whisper.extractor(recipe.model))
     samples = recipe.model.seconds * RATE_HZ
-    scores, mistakes = [], []
-    for name, place in places(recipe.acoustics).items():
-        texts = transcribe(model, features, samples, corpus, split.held_out, place, vocabulary)
-        scores.append(score(corpus, texts, name))
-        mistakes += [
-            Mistake(voice=corpus.voices[i], place=name, said=corpus.texts[i], heard=text)
-            for i, text in sorted(texts.items())
-            if text != corpus.texts[i]
-        ][: MISTAKES // len(places(recipe.acoustics))]
-    return SpeechReport(
-        examples=count_examples(split),
-        epoch=chosen.epoch,
-        validation_accuracy=chosen.validation["accuracy"],
-        parameters=sum(weight.numel() for weight in model.parameters()),
-        scores=tuple(scores),
-        mistakes=tuple(mistakes),
-    )
+
+    def heard(place: Acoustics) -> dict[int, str]:
+        return transcribe(model, features, samples, corpus, split.held_out, place, vocabulary)
+
+    return judge(heard, corpus, split, recipe.acoustics, model, chosen)

@@ -11,8 +11,7 @@ from training.runs import CURVES_FILE
 from training.tasks.speech_recognition.graphs import CHUNK_FRAMES
 from training.tasks.speech_recognition.network import SAMPLES_PER_FRAME
 from training.tasks.speech_recognition.recipe import SpeechRecipe
-from training.tasks.speech_recognition.report import SpeechReport
-from training.tasks.speech_recognition.verify import JUDGED_IN
+from training.tasks.speech_recognition.report import JUDGED_IN, SpeechReport
 
 _SOURCES = {
     "espeak": (

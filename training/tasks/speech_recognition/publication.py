@@ -6,13 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.pbtxt import CONFIG_FILE, read_config
 from serving.tasks.speech_recognition import INPUT, LOGITS, SpeechRecognition, load
-from serving.types import TensorSpec
-from training import durable
 from training.checkpoint import CONFIG_FILE as CHECKPOINT_CONFIG_FILE
-from training.errors import PublishRefused
 from training.parity import ParityReport
+from training.promise import promise
 from training.runs import RunDirectory
 from training.tasks.speech_recognition.card import model_card
 from training.tasks.speech_recognition.export import ANSWER_FILE
@@ -20,7 +17,6 @@ from training.tasks.speech_recognition.graphs import (
     CHUNK_FILE,
     NEXT_STATE,
     STATE,
-    graph_file,
 )
 from training.tasks.speech_recognition.network import (
     SAMPLES_PER_FRAME,
@@ -29,7 +25,7 @@ from training.tasks.speech_recognition.network import (
 )
 from training.tasks.speech_recognition.recipe import SpeechRecipe
 from training.tasks.speech_recognition.report import SpeechReport
-from training.tasks.speech_recognition.verify import MAX_BATCH_SIZE, accepted
+from training.tasks.speech_recognition.verify import MAX_BATCH_SIZE
 
 TASK = "automatic-speech-recognition"
 
@@ -48,63 +44,23 @@ class SpeechPublication:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        figures: dict[str, float | None] = {
-            "validation_accuracy": self.report.validation_accuracy,
-        }
-        for score in self.report.scores:
-            place = score.place.replace(",", "").replace(" ", "_")
-            figures[f"word_error_rate_{place}"] = score.word_errors
-            figures[f"character_error_rate_{place}"] = score.character_errors
-        return figures
+        return self.report.figures
 
     def require_quality(self) -> None:
-        for place, limit in accepted(self.recipe).items():
-            rate = self.report.word_errors(place)
-            if rate > limit:
-                raise PublishRefused(
-                    f"{self._run.path}: the word error rate on the held-out part, {place}, is"
-                    f" {rate:.4f} and the recipe accepts {limit}; train a better model"
-                )
+        self.report.require(self.recipe.acceptance, self._run.path)
 
     def promise(self, model: Path) -> None:
         """By task, inputs and outputs."""
         network = RecognizerConfig.load(self._run.checkpoint / CHECKPOINT_CONFIG_FILE)
         task = load(self._run.export(self.precision))
         assert isinstance(task, SpeechRecognition), "what is exported has CTC. This is a bug."
-        _promise(model, network, task)
+        promise(model, _config_text(model.name, network, task))
 
     def card(self, name: str, commands: Sequence[str]) -> str:
         export = self._run.export(self.precision)
         answer = json.loads((export / ANSWER_FILE).read_text(encoding="utf-8"))["answer"]
         sizes = {path.name: path.stat().st_size for path in sorted(export.iterdir())}
         return model_card(name, self.recipe, self.report, self.parity, commands, answer, sizes)
-
-
-def _promise(model: Path, network: RecognizerConfig, task: SpeechRecognition) -> None:
-    path = model / CONFIG_FILE
-    durable.write_new(path, _config_text(model.name, network, task))
-    # Also after writing: another first publisher may have been faster, with another model.
-    config = read_config(model)
-    for what, promised, offered in (
-        ("task", config.parameters.get("task"), TASK),
-        ("file", config.model_filename, graph_file(network)),
-        ("input", _describe(config.inputs), _describe(task.inputs)),
-        ("output", _describe(config.outputs), _describe(task.outputs)),
-    ):
-        if promised != offered:
-            raise PublishRefused(
-                f"{path} promises the {what} {promised} and this version has"
-                f" {offered}: publish it as another model with --name"
-            )
-    if config.max_batch_size > MAX_BATCH_SIZE:
-        raise PublishRefused(
-            f"{path}: max_batch_size is {config.max_batch_size},"
-            f" and the export is proven up to {MAX_BATCH_SIZE}"
-        )
-
-
-def _describe(tensors: Sequence[TensorSpec]) -> str:
-    return ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in tensors)
 
 
 def _config_text(name: str, network: RecognizerConfig, task: SpeechRecognition) -> str:

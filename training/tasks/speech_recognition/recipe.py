@@ -85,12 +85,17 @@ class Masks(Settings):
     """Of all bands, the widest."""
 
 
-class Acceptance(Settings):
-    """What a model must show before it may be exported and published."""
+class WordErrors(Settings):
+    """How many words a model may have wrong before it may be published."""
 
     word_errors_20_db: PositiveFloat
     """Word error rate on the held-out part, with noise 20 dB below the speech."""
     word_errors_10_db: PositiveFloat
+
+
+class Acceptance(WordErrors):
+    """What a model must show before it may be exported and published."""
+
     parity: PositiveFloat
     """Largest difference between a served number and torch's."""
 

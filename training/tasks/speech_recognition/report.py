@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
 from training.checkpoint import EpochRecord
+from training.errors import PublishRefused
 from training.record import Record
 from training.split import Split
 from training.tasks.speech_recognition.corpus import Corpus
 from training.tasks.speech_recognition.evaluate import Score, places, score, transcribe
 from training.tasks.speech_recognition.network import Recognizer
-from training.tasks.speech_recognition.recipe import Acoustics
+from training.tasks.speech_recognition.recipe import Acoustics, WordErrors
 from training.workload import Report, count_examples
 
+JUDGED_IN = ("noise at 20 dB", "noise at 10 dB")
+"""The places that `WordErrors` is about, in its order."""
 MISTAKES = 30
 """Of them, so many are kept to be looked at."""
 
@@ -34,6 +42,28 @@ class SpeechReport(Report):
         [found] = [score for score in self.scores if score.place == place]
         return found.word_errors
 
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """For the manifest of what is published, by name."""
+        figures: dict[str, float | None] = {"validation_accuracy": self.validation_accuracy}
+        for found in self.scores:
+            place = found.place.replace(",", "").replace(" ", "_")
+            figures[f"word_error_rate_{place}"] = found.word_errors
+            figures[f"character_error_rate_{place}"] = found.character_errors
+        return figures
+
+    def require(self, acceptance: WordErrors, run: Path) -> None:
+        """Raises `PublishRefused` where more words are wrong than is accepted."""
+        limits = (acceptance.word_errors_20_db, acceptance.word_errors_10_db)
+        for place, limit in zip(JUDGED_IN, limits, strict=True):
+            rate = self.word_errors(place)
+            # Written so that a figure which is not a number is refused.
+            if not rate <= limit:
+                raise PublishRefused(
+                    f"{run}: the word error rate on the held-out part, {place}, is {rate:.4f} and"
+                    f" the recipe accepts {limit}; train a better model"
+                )
+
     def summary(self) -> list[str]:
         return [
             f"epoch {self.epoch}: validation word accuracy {self.validation_accuracy:.4f}",
@@ -46,15 +76,22 @@ class SpeechReport(Report):
         ]
 
 
-def report(
-    model: Recognizer, corpus: Corpus, split: Split, acoustics: Acoustics, chosen: EpochRecord
+Transcribe = Callable[[Acoustics], dict[int, str]]
+"""What is heard in each held-out recording, by its index, in a place."""
+
+
+def judge(
+    transcribe: Transcribe,
+    corpus: Corpus,
+    split: Split,
+    acoustics: Acoustics,
+    model: nn.Module,
+    chosen: EpochRecord,
 ) -> SpeechReport:
     """Listen to all of the held-out part, in every place."""
-    device = next(model.parameters()).device
-    vocabulary = model.config.vocabulary
     scores, mistakes = [], []
     for name, place in places(acoustics).items():
-        texts = transcribe(model, corpus, split.held_out, place, vocabulary, device)
+        texts = transcribe(place)
         scores.append(score(corpus, texts, name))
         mistakes += [
             Mistake(voice=corpus.voices[i], place=name, said=corpus.texts[i], heard=text)
@@ -69,3 +106,15 @@ def report(
         scores=tuple(scores),
         mistakes=tuple(mistakes),
     )
+
+
+def report(
+    model: Recognizer, corpus: Corpus, split: Split, acoustics: Acoustics, chosen: EpochRecord
+) -> SpeechReport:
+    """How good a model with CTC is, by its likeliest classes."""
+    device = next(model.parameters()).device
+
+    def heard(place: Acoustics) -> dict[int, str]:
+        return transcribe(model, corpus, split.held_out, place, model.config.vocabulary, device)
+
+    return judge(heard, corpus, split, acoustics, model, chosen)

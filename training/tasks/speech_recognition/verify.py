@@ -38,7 +38,7 @@ from training.tasks.speech_recognition.graphs import (
 )
 from training.tasks.speech_recognition.host import Host, open_session
 from training.tasks.speech_recognition.network import Recognizer
-from training.tasks.speech_recognition.recipe import SpeechRecipe
+from training.tasks.speech_recognition.report import JUDGED_IN
 from training.tasks.speech_recognition.workload import SpeechWorkload
 
 MAX_BATCH_SIZE = 32
@@ -46,7 +46,6 @@ MAX_BATCH_SIZE = 32
 CLIPS = 200
 _SHORTEST_SECONDS = 0.02
 SERVED_WORD_ERRORS = "word error rate as served"
-JUDGED_IN = ("noise at 20 dB", "noise at 10 dB")
 
 
 def verify(directory: Path, model: Recognizer, workload: SpeechWorkload) -> ParityReport:
@@ -210,10 +209,3 @@ def _difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
             return float("inf")
         largest = max(largest, float((left - right).abs().max()))
     return largest
-
-
-def accepted(recipe: SpeechRecipe) -> dict[str, float]:
-    """The highest word error rate that each place allows."""
-    acceptance = recipe.acceptance
-    limits = (acceptance.word_errors_20_db, acceptance.word_errors_10_db)
-    return dict(zip(JUDGED_IN, limits, strict=True))
