@@ -35,6 +35,7 @@ class RecognizerSettings(BaseModel, frozen=True, extra="forbid", strict=True):
     It hears whole recordings ("ctc"), up to `max_seconds` of them at once, or live ones
     ("ctc-live"), chunk after chunk. A text is what its tokens are when they are written one after
     another, so a space is a token or part of one. `language` is that of the texts, in ISO 639-1.
+    If there are `words`, texts have no others.
     """
 
     type: Literal["ctc", "ctc-live"]
@@ -43,6 +44,7 @@ class RecognizerSettings(BaseModel, frozen=True, extra="forbid", strict=True):
     blank: Annotated[int, Field(ge=0)]
     vocabulary: tuple[str, ...]
     language: str | None = None
+    words: tuple[str, ...] = ()
 
     # Of whole recordings: two windows of a longer one have `overlap_seconds` in common.
     max_seconds: PositiveFloat | None = None
@@ -88,6 +90,8 @@ class RecognizerSettings(BaseModel, frozen=True, extra="forbid", strict=True):
     def _agree(self) -> RecognizerSettings:
         if self.blank >= len(self.vocabulary):
             raise ValueError(f"blank is not one of the {len(self.vocabulary)} classes")
+        if self.words and " " not in self.vocabulary:
+            raise ValueError("words need a vocabulary with a space")
         if self.is_live:
             if self.chunk_samples is None or self.chunk_samples % self.samples_per_frame:
                 raise ValueError("chunk_samples must be a multiple of samples_per_frame")

@@ -7,7 +7,7 @@ Whisper does, windows recordings itself: see `serving.tasks.whisper`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,7 @@ from serving.errors import ModelLoadError
 from serving.speech.chunks import Chunker
 from serving.speech.ctc import GreedySearch, Search
 from serving.speech.hot_words import HotWords
+from serving.speech.lexicon import Lexicon, LexiconSearch
 from serving.speech.prefix_beam import PrefixBeamSearch
 from serving.speech.recognizer import RecognizerSettings, kind_of
 from serving.speech.transcriber import Transcriber
@@ -89,6 +90,9 @@ class SpeechRecognition:
     `hot_words` are words and phrases that the caller expects to hear. Each is worth
     `hot_word_weight` nats for every character, so 1.5 makes a text with a hot word of four letters
     400 times as probable.
+
+    A model that has words of its own hears only those, and a caller's hot words; but one that is
+    asked for more than one beam spells whatever it hears.
     """
 
     takes_long = True
@@ -110,6 +114,7 @@ class SpeechRecognition:
         self.settings = settings
         self._decode = decode
         self._resampler = resampler
+        self._lexicon = self._words({}) if settings.words else None
         classes = len(settings.vocabulary)
         if settings.is_live:
             assert settings.chunk_samples is not None
@@ -187,6 +192,12 @@ class SpeechRecognition:
     def _search(self, parameters: SpeechRecognition.Parameters) -> Search:
         blank, vocabulary = self.settings.blank, self.settings.vocabulary
         generation = parameters.generation_parameters or GenerationParameters()
+        horizon = max(1, round(HORIZON_S / self.settings.frame_s))
+        if self._lexicon is not None and generation.num_beams in (None, 1):
+            weight = parameters.hot_word_weight
+            hot = [word for phrase in parameters.hot_words for word in phrase.split()]
+            worth = {word.casefold(): weight * len(word) for word in hot}
+            return LexiconSearch(self._words(worth) if worth else self._lexicon, horizon)
         if not parameters.hot_words and generation.num_beams in (None, 1):
             return GreedySearch(blank)
         hot_words = None
@@ -197,8 +208,12 @@ class SpeechRecognition:
             generation.num_beams or HOT_WORD_BEAMS,
             hot_words=hot_words,
             floor=FLOOR,
-            horizon=max(1, round(HORIZON_S / self.settings.frame_s)),
+            horizon=horizon,
         )
+
+    def _words(self, worth: Mapping[str, float]) -> Lexicon:
+        settings = self.settings
+        return Lexicon(settings.words, settings.vocabulary, settings.blank, worth)
 
 
 class CtcListener:

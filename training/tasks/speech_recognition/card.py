@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from training.card import last_sections
 from training.parity import ParityReport
 from training.runs import CURVES_FILE
-from training.tasks.speech_recognition.graphs import CHUNK_FRAMES
-from training.tasks.speech_recognition.network import SAMPLES_PER_FRAME
+from training.tasks.speech_recognition.network import CHUNK_FRAMES, SAMPLES_PER_FRAME
 from training.tasks.speech_recognition.recipe import SpeechRecipe
 from training.tasks.speech_recognition.report import JUDGED_IN, SpeechReport
 
@@ -82,7 +81,7 @@ $ curl --data-binary @example.wav localhost:8000/models/{name}
 
 ## Intended use and limits
 
-{_LIMITS[recipe.data.source]}
+{_LIMITS[recipe.data.source]}{_words(recipe)}
 
 ## Data
 
@@ -94,13 +93,12 @@ the sha256 of who speaks, so that no voice is in two of them.
 
 ## Accuracy
 
-| where it is heard | word error rate | character error rate |
-|---|---|---|
-{_score_rows(report)}
+{_scores(report)}
 
-Held-out utterances, greedy decoding by the trained network; rates by jiwer, measured at the end \
-of `slipway train`. With noise the speech is so many decibels above it, over the whole utterance. \
-On validation, with noise at 10 dB, {report.validation_accuracy:.4f} of the words were right in \
+Held-out utterances, {_decoded(recipe)} by the trained network; rates by jiwer, measured at the \
+end of `slipway train`. With noise the speech is so many decibels above it, over the whole \
+utterance. On validation, by the likeliest characters, with noise at 10 dB, \
+{report.validation_accuracy:.4f} of the words were right in \
 the epoch that was kept, {report.epoch} of {recipe.epochs}.{_goals(recipe, report)}
 
 {_voices(report)}
@@ -125,11 +123,37 @@ def _input(recipe: SpeechRecipe) -> str:
     )
 
 
-def _score_rows(report: SpeechReport) -> str:
-    return "\n".join(
-        f"| {score.place} | **{score.word_errors:.4f}** | {score.character_errors:.4f} |"
-        for score in report.scores
+def _words(recipe: SpeechRecipe) -> str:
+    if not recipe.data.closed_vocabulary:
+        return ""
+    return (
+        " It writes no word that the training part does not have (`words` in recognizer.json), but"
+        " for a request's own `hot_words`; with `num_beams` above 1 it spells what it hears."
     )
+
+
+def _decoded(recipe: SpeechRecipe) -> str:
+    if not recipe.data.closed_vocabulary:
+        return "greedy decoding"
+    return (
+        "the most probable path through the words of the training part (Viterbi; every word as"
+        " probable as any other); in the last column the most probable characters alone,"
+    )
+
+
+def _scores(report: SpeechReport) -> str:
+    spelt = report.scores[0].spelt_word_errors is not None
+    lines = [
+        "| where it is heard | word error rate | character error rate |"
+        + (" word error rate, spelt freely |" if spelt else ""),
+        "|---|---|---|" + ("---|" if spelt else ""),
+    ]
+    for score in report.scores:
+        line = f"| {score.place} | **{score.word_errors:.4f}** | {score.character_errors:.4f} |"
+        if score.spelt_word_errors is not None:
+            line += f" {score.spelt_word_errors:.4f} |"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _goals(recipe: SpeechRecipe, report: SpeechReport) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import jiwer
 import numpy as np
@@ -11,11 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from serving.speech.lexicon import Lexicon, LexiconSearch
+from serving.tasks.speech_recognition import HORIZON_S
 from training.record import Record
 from training.split import Indices
 from training.tasks.speech_recognition.acoustics import hear
-from training.tasks.speech_recognition.corpus import Corpus
-from training.tasks.speech_recognition.network import BLANK
+from training.tasks.speech_recognition.corpus import RATE_HZ, Corpus
+from training.tasks.speech_recognition.network import (
+    BLANK,
+    CHUNK_FRAMES,
+    SAMPLES_PER_FRAME,
+    RecognizerConfig,
+)
 from training.tasks.speech_recognition.recipe import Acoustics
 
 BATCH = 32
@@ -24,6 +32,9 @@ _SEED = 5
 
 Model = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From waveforms to logits and frames; see `Recognizer.forward`."""
+
+Read = Callable[[Tensor, Tensor], list[str]]
+"""From logits and frames to the text of each row."""
 
 
 class VoiceScore(Record):
@@ -41,6 +52,9 @@ class Score(Record):
     utterances: int
     word_errors: float
     character_errors: float
+    spelt_word_errors: float | None = None
+    """Word error rate of the likeliest characters, whatever words they make; None where that is
+    how texts are read anyway."""
     per_voice: tuple[VoiceScore, ...]
 
 
@@ -89,25 +103,54 @@ def read_off(logits: Tensor, frames: Tensor, vocabulary: Sequence[str]) -> list[
     return texts
 
 
+def reader(config: RecognizerConfig) -> Read:
+    """Reads as the model's server does."""
+    vocabulary = config.vocabulary
+    if not config.words:
+        return partial(read_off, vocabulary=vocabulary)
+    lexicon = Lexicon(config.words, vocabulary, BLANK)
+    horizon = round(HORIZON_S * RATE_HZ / SAMPLES_PER_FRAME)
+
+    def read(logits: Tensor, frames: Tensor) -> list[str]:
+        texts = []
+        for row, end in zip(logits.cpu().numpy(), frames.flatten().tolist(), strict=True):
+            search = LexiconSearch(lexicon, horizon)
+            for start in range(0, end, CHUNK_FRAMES):
+                search.push(row[start : min(end, start + CHUNK_FRAMES)])
+                if config.architecture == "live":
+                    # Who listens wants to know what is certain after every chunk.
+                    search.settled()
+            text = "".join(vocabulary[token.id] for token in search.best())
+            texts.append(" ".join(text.split()))
+        return texts
+
+    return read
+
+
 @torch.no_grad()
 def transcribe(
     model: Model,
     corpus: Corpus,
     examples: Indices,
     place: Acoustics,
-    vocabulary: Sequence[str],
+    read: Read,
     device: torch.device,
 ) -> dict[int, str]:
     """What the model hears in each example, by its index."""
     texts: dict[int, str] = {}
     for batch, waveforms in heard_batches(corpus, examples, place, device):
         logits, frames = model(pad(waveforms))
-        texts.update(zip(batch.tolist(), read_off(logits, frames, vocabulary), strict=True))
+        texts.update(zip(batch.tolist(), read(logits, frames), strict=True))
     return texts
 
 
-def score(corpus: Corpus, texts: dict[int, str], place: str) -> Score:
-    """Compare what was heard with what was said; there is at least one text."""
+def score(
+    corpus: Corpus, texts: dict[int, str], place: str, spelt: dict[int, str] | None = None
+) -> Score:
+    """Compare what was heard with what was said; there is at least one text.
+
+    `spelt` are the same by the likeliest characters, if they were read otherwise.
+    """
     voices: dict[str, list[int]] = {}
     for index in sorted(texts):
         voices.setdefault(corpus.voices[index], []).append(index)
@@ -124,6 +167,7 @@ def score(corpus: Corpus, texts: dict[int, str], place: str) -> Score:
         utterances=len(texts),
         word_errors=words,
         character_errors=characters,
+        spelt_word_errors=_rates(corpus, spelt, list(spelt))[0] if spelt else None,
         per_voice=tuple(per_voice),
     )
 

@@ -14,7 +14,7 @@ from training import durable
 from training.parity import ParityReport
 from training.runs import FLOAT32, PARITY_FILE, RunDirectory
 from training.tasks.speech_recognition.corpus import RATE_HZ
-from training.tasks.speech_recognition.evaluate import heard_batches, pad, places, read_off
+from training.tasks.speech_recognition.evaluate import heard_batches, pad, places, reader
 from training.tasks.speech_recognition.graphs import graph_file, save_settings, to_onnx
 from training.tasks.speech_recognition.network import Recognizer, load_model
 from training.tasks.speech_recognition.verify import verify
@@ -55,7 +55,7 @@ def _write_example(directory: Path, model: Recognizer, workload: SpeechWorkload)
     cpu = torch.device("cpu")
     [(batch, waveforms)] = heard_batches(workload.corpus, examples, place, cpu)
     logits, frames = model(pad(waveforms))
-    heard = read_off(logits, frames, model.config.vocabulary)
+    heard = reader(model.config)(logits, frames)
     said = [workload.corpus.texts[index] for index in batch]
     right = [number for number, text in enumerate(heard) if text == said[number]]
     chosen = max(right or range(len(heard)), key=lambda number: len(said[number]))

@@ -17,6 +17,7 @@ from training.tasks.speech_recognition.corpus import RATE_HZ
 from training.tasks.speech_recognition.middle import BothWays
 from training.tasks.speech_recognition.network import (
     BLANK,
+    CHUNK_FRAMES,
     SAMPLES_PER_FRAME,
     Recognizer,
     RecognizerConfig,
@@ -31,8 +32,6 @@ NEXT_STATE = "next_state_"
 """Before the name of a state, as a live recogniser takes it and as it gives it back."""
 CHUNK_FILE = "chunk.onnx"
 
-CHUNK_FRAMES = 4
-"""Of a live recogniser: 120 ms."""
 CHUNK_SAMPLES = CHUNK_FRAMES * SAMPLES_PER_FRAME
 _MAX_SECONDS = 20.0
 _OVERLAP_SECONDS = 3.0
@@ -108,6 +107,7 @@ def save_settings(directory: Path, config: RecognizerConfig, language: str | Non
         blank=BLANK,
         vocabulary=tuple(config.vocabulary),
         language=language,
+        words=config.words,
         max_seconds=None if live else _MAX_SECONDS,
         overlap_seconds=None if live else _OVERLAP_SECONDS,
         chunk_samples=CHUNK_SAMPLES if live else None,

@@ -14,7 +14,6 @@ from torch.nn import functional
 from serving.speech.recognizer import RecognizerSettings
 from training.tasks.speech_recognition.graphs import (
     CHUNK_FILE,
-    CHUNK_FRAMES,
     CHUNK_SAMPLES,
     FRAMES,
     LOGITS,
@@ -22,7 +21,7 @@ from training.tasks.speech_recognition.graphs import (
     STATE,
     WAVEFORM,
 )
-from training.tasks.speech_recognition.network import SAMPLES_PER_FRAME
+from training.tasks.speech_recognition.network import CHUNK_FRAMES, SAMPLES_PER_FRAME
 
 
 class Host:

@@ -27,6 +27,8 @@ STRIDE = 3
 """Columns of the spectrogram for each frame."""
 SAMPLES_PER_FRAME = STRIDE * HOP
 """30 ms: the fastest speaker spells 28 letters in a second."""
+CHUNK_FRAMES = 4
+"""Of a live recogniser: 120 ms."""
 BLANK = 0
 _KERNELS = (3, 5)
 
@@ -40,6 +42,8 @@ class RecognizerConfig(Record):
     architecture: Literal["recurrent", "transformer", "live"]
     vocabulary: tuple[str, ...]
     """Characters by class; the first, which is empty, is CTC's blank."""
+    words: tuple[str, ...] = ()
+    """All that may be written, if no others may."""
     mean: tuple[float, ...]
     """Per band of the spectrogram, over the training part."""
     std: tuple[float, ...]

@@ -23,6 +23,8 @@ class Data(Settings):
     """Further utterances to synthesise, each by a speaker made up for it, to learn from only."""
     longest_seconds: PositiveFloat
     """A longer recording of a manifest is refused."""
+    closed_vocabulary: bool = False
+    """Whether nobody says other words than the training part has. Then no others are written."""
 
 
 class Model(Settings):

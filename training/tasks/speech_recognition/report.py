@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +13,15 @@ from training.errors import PublishRefused
 from training.record import Record
 from training.split import Split
 from training.tasks.speech_recognition.corpus import Corpus
-from training.tasks.speech_recognition.evaluate import Score, places, score, transcribe
+from training.tasks.speech_recognition.evaluate import (
+    Read,
+    Score,
+    places,
+    read_off,
+    reader,
+    score,
+    transcribe,
+)
 from training.tasks.speech_recognition.network import Recognizer
 from training.tasks.speech_recognition.recipe import Acoustics, WordErrors
 from training.workload import Report, count_examples
@@ -50,6 +59,8 @@ class SpeechReport(Report):
             place = found.place.replace(",", "").replace(" ", "_")
             figures[f"word_error_rate_{place}"] = found.word_errors
             figures[f"character_error_rate_{place}"] = found.character_errors
+            if found.spelt_word_errors is not None:
+                figures[f"spelt_word_error_rate_{place}"] = found.spelt_word_errors
         return figures
 
     def require(self, acceptance: WordErrors, run: Path) -> None:
@@ -87,12 +98,16 @@ def judge(
     acoustics: Acoustics,
     model: nn.Module,
     chosen: EpochRecord,
+    spelt: Transcribe | None = None,
 ) -> SpeechReport:
-    """Listen to all of the held-out part, in every place."""
+    """Listen to all of the held-out part, in every place.
+
+    `spelt` tells what is heard by the likeliest characters, if `transcribe` goes by more.
+    """
     scores, mistakes = [], []
     for name, place in places(acoustics).items():
         texts = transcribe(place)
-        scores.append(score(corpus, texts, name))
+        scores.append(score(corpus, texts, name, spelt(place) if spelt else None))
         mistakes += [
             Mistake(voice=corpus.voices[i], place=name, said=corpus.texts[i], heard=text)
             for i, text in sorted(texts.items())
@@ -111,10 +126,12 @@ def judge(
 def report(
     model: Recognizer, corpus: Corpus, split: Split, acoustics: Acoustics, chosen: EpochRecord
 ) -> SpeechReport:
-    """How good a model with CTC is, by its likeliest classes."""
+    """How good a model with CTC is."""
     device = next(model.parameters()).device
 
-    def heard(place: Acoustics) -> dict[int, str]:
-        return transcribe(model, corpus, split.held_out, place, model.config.vocabulary, device)
+    def by(read: Read) -> Transcribe:
+        return lambda place: transcribe(model, corpus, split.held_out, place, read, device)
 
-    return judge(heard, corpus, split, acoustics, model, chosen)
+    config = model.config
+    spelt = by(partial(read_off, vocabulary=config.vocabulary)) if config.words else None
+    return judge(by(reader(config)), corpus, split, acoustics, model, chosen, spelt)

@@ -21,12 +21,12 @@ from training.tasks.speech_recognition.evaluate import (
     heard_batches,
     pad,
     places,
+    reader,
     score,
     transcribe,
 )
 from training.tasks.speech_recognition.features import HOP
 from training.tasks.speech_recognition.graphs import (
-    CHUNK_FRAMES,
     CHUNK_SAMPLES,
     FRAMES,
     LOGITS,
@@ -37,7 +37,7 @@ from training.tasks.speech_recognition.graphs import (
     graph_file,
 )
 from training.tasks.speech_recognition.host import Host, open_session
-from training.tasks.speech_recognition.network import Recognizer
+from training.tasks.speech_recognition.network import CHUNK_FRAMES, Recognizer
 from training.tasks.speech_recognition.report import JUDGED_IN
 from training.tasks.speech_recognition.workload import SpeechWorkload
 
@@ -142,14 +142,12 @@ def _words(
     checks: list[Check] = []
     measurements: dict[str, float] = {}
     cpu = torch.device("cpu")
-    vocabulary = model.config.vocabulary
+    read = reader(model.config)
     for name in JUDGED_IN:
         place = places(workload.recipe.acoustics)[name]
         rates = []
         for judged in (host, model):
-            texts = transcribe(
-                judged, workload.corpus, workload.split.held_out, place, vocabulary, cpu
-            )
+            texts = transcribe(judged, workload.corpus, workload.split.held_out, place, read, cpu)
             rates.append(score(workload.corpus, texts, name).word_errors)
         measurements[f"{SERVED_WORD_ERRORS}, {name}"] = rates[0]
         # Two classes can be as likely as each other to the last bit.

@@ -61,10 +61,18 @@ class SpeechWorkload:
         mean, std = self._statistics(model.mels)
         return RecognizerConfig(
             vocabulary=self.vocabulary,
+            words=self._words,
             mean=mean,
             std=std,
             **model.model_dump(exclude={"mels"}),
         )
+
+    @property
+    def _words(self) -> tuple[str, ...]:
+        if not self.recipe.data.closed_vocabulary:
+            return ()
+        texts = (self.corpus.texts[index] for index in self.split.train)
+        return tuple(sorted({word for text in texts for word in text.split()}))
 
     def _statistics(self, mels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         train = self.split.train

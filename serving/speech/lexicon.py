@@ -1,0 +1,239 @@
+"""A recogniser's own words: the most probable path of all that spell nothing else.
+
+Viterbi's algorithm over one graph of all words, each spelt by CTC's states (a blank may stand
+between two characters, and must where they are alike), with the gap between words as the only way
+from one to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.speech.ctc import GreedySearch, LogProbs, Token
+
+BEAM = 5.0
+"""Nats by which a path may be less probable than the best when text is asked for that is certain:
+those beyond are given up."""
+
+_LEAST = -1e4
+"""No log-probability counts for less, so that sums stay numbers."""
+
+_SPACE, _PAUSE = 0, 1
+"""The states between words: the space, and the blank after it."""
+
+
+class Lexicon:
+    """Words as states: the gap, then of each word its characters in turn, each with a blank after.
+
+    `worth` says of words by how many nats they are preferred. Upper and lower case are alike, and
+    a word is left out that the vocabulary does not have the characters for.
+    """
+
+    def __init__(
+        self,
+        words: Iterable[str],
+        vocabulary: Sequence[str],
+        blank: int,
+        worth: Mapping[str, float] = MappingProxyType({}),
+    ):
+        """Raises `ValueError` if the vocabulary has no space."""
+        classes = {text.casefold(): id for id, text in enumerate(vocabulary) if id != blank}
+        if " " not in classes:
+            raise ValueError("a lexicon needs a vocabulary with a space")
+        known = {word.casefold() for word in (*words, *worth)}
+        self._words = {word for word in known if word and classes.keys() >= set(word)}
+        self._vocabulary = vocabulary
+        self.blank = blank
+        self.has_favourites = bool(worth)
+        labels = [classes[" "], blank]
+        firsts, ends, entry = [], [], []
+        for word in sorted(self._words):
+            firsts.append(len(labels))
+            entry.append(worth.get(word, 0.0))
+            for character in word:
+                labels += [classes[character], blank]
+            ends += [len(labels) - 2, len(labels) - 1]
+        self.labels = np.array(labels, np.intp)
+        """The class that each state hears."""
+        self.firsts = np.array(firsts, np.intp)
+        """The first state of each word; `entry` is what the word is worth."""
+        self.ends = np.array(ends, np.intp)
+        """The last two states of each word: its last character, and the blank after it."""
+        self.entry = np.array(entry, np.float32)
+        cannot_skip = (self.labels == blank) | (self.labels == np.roll(self.labels, 2))
+        cannot_skip[[_SPACE, _PAUSE, *firsts]] = True
+        self.skips = np.where(cannot_skip, -np.inf, 0.0).astype(np.float32)
+        """0 where a state may be reached from two before it, past a blank."""
+        self.is_first = np.isin(np.arange(len(labels)), self.firsts)
+
+    def spells(self, tokens: Iterable[Token]) -> bool:
+        """Whether tokens say nothing but these words."""
+        text = "".join(self._vocabulary[token.id] for token in tokens)
+        return self._words.issuperset(text.casefold().split())
+
+
+class LexiconSearch:
+    """Follows the most probable path through a lexicon's words.
+
+    Paths are given up that differ from the best in what was said more than `horizon` frames ago,
+    so that the closest call of a long recording does not stay open until its end.
+    """
+
+    def __init__(self, lexicon: Lexicon, horizon: int):
+        self._lexicon = lexicon
+        self._horizon = horizon
+        self._pending: list[LogProbs] = []
+        states = len(lexicon.labels)
+        self._scores = np.full(states, -np.inf, np.float32)
+        self._scores[_PAUSE] = 0.0
+        self._one = np.full(states, -np.inf, np.float32)
+        self._two = np.full(states, -np.inf, np.float32)
+        self._open: list[_Frame] = []
+        """Frames whose state is not settled."""
+        self._settled = _Spelling(lexicon)
+
+    def push(self, log_probs: LogProbs) -> None:
+        self._pending.append(log_probs)
+
+    def best(self, start: int = 0) -> list[Token]:
+        if not (self._open or self._settled.frames or self._lexicon.has_favourites):
+            greedy = GreedySearch(self._lexicon.blank)
+            for log_probs in self._pending:
+                greedy.push(log_probs)
+            # No path is more probable than this one.
+            if self._lexicon.spells(greedy.best()):
+                return greedy.best(start)
+        self._advance()
+        kept = min(start, len(self._settled.tokens))
+        spelling = self._settled.copy(kept)
+        self._spell(self._open, self._winner(), spelling)
+        return spelling.tokens[start - kept :]
+
+    def settled(self) -> int:
+        self._advance()
+        self._settle()
+        return len(self._settled.tokens)
+
+    def _advance(self) -> None:
+        """Follow the frames that have come in."""
+        for log_probs in self._pending:
+            for frame in log_probs:
+                self._follow(np.maximum(frame, _LEAST, dtype=np.float32))
+                if len(self._open) >= 2 * self._horizon:
+                    self._settle()
+                    self._agree()
+        self._pending.clear()
+
+    def _follow(self, frame: LogProbs) -> None:
+        lexicon, stay, one, two = self._lexicon, self._scores, self._one, self._two
+        one[1:] = stay[:-1]
+        np.add(stay[:-2], lexicon.skips[2:], out=two[2:])
+        gap = _PAUSE if stay[_PAUSE] > stay[_SPACE] else _SPACE
+        end = int(lexicon.ends[stay[lexicon.ends].argmax()])
+        one[lexicon.firsts] = stay[gap] + lexicon.entry
+        one[_SPACE], two[_SPACE] = stay[_PAUSE], stay[end]
+        reached = (one > stay).view(np.int8)
+        scores = np.maximum(stay, one)
+        np.copyto(reached, 2, where=two > scores)
+        np.maximum(scores, two, out=scores)
+        scores += frame.take(lexicon.labels)
+        scores -= scores.max()
+        self._scores = scores
+        self._open.append(_Frame(frame, reached, gap, end))
+
+    def _before(self, frame: _Frame, state: int) -> int:
+        """The state that a path had before a frame."""
+        step = int(frame.reached[state])
+        if state == _SPACE and step:
+            return _PAUSE if step == 1 else frame.end
+        if step and self._lexicon.is_first[state]:
+            return frame.gap
+        return state - step
+
+    def _spell(self, frames: Sequence[_Frame], state: int, spelling: _Spelling) -> None:
+        """Add the path through some frames at whose end it has `state`."""
+        path = []
+        for frame in reversed(frames):
+            path.append(state)
+            state = self._before(frame, state)
+        for state, frame in zip(reversed(path), frames, strict=True):
+            spelling.add(state, frame.log_probs)
+
+    def _winner(self) -> int:
+        """The state in which a text ends best: not within a word, if there is a path to another."""
+        ends = np.append(self._lexicon.ends, [_SPACE, _PAUSE])
+        best = int(ends[self._scores[ends].argmax()])
+        return best if self._scores[best] > -np.inf else int(self._scores.argmax())
+
+    def _settle(self) -> None:
+        """Give up what is far less probable than the best, and keep what all others agree on."""
+        self._scores[self._scores < -BEAM] = -np.inf
+        states = set(np.flatnonzero(self._scores > -np.inf).tolist())
+        for count in range(len(self._open), 0, -1):
+            if len(states) == 1:
+                self._close(count, states.pop())
+                return
+            states = {self._before(self._open[count - 1], state) for state in states}
+
+    def _close(self, count: int, state: int) -> None:
+        """Settle the first open frames, of which the last has a path in `state`."""
+        self._spell(self._open[:count], state, self._settled)
+        self._open = self._open[count:]
+
+    def _agree(self) -> None:
+        """Give up paths that differ from the best in all but the last `horizon` frames."""
+        recent = self._open[-self._horizon :]
+        states = then = np.flatnonzero(self._scores > -np.inf).tolist()
+        for frame in reversed(recent):
+            then = [self._before(frame, state) for state in then]
+        leader = then[states.index(int(self._scores.argmax()))]
+        dissenting = [state for state, was in zip(states, then, strict=True) if was != leader]
+        self._scores[dissenting] = -np.inf
+        self._close(len(self._open) - len(recent), leader)
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """How paths came into a frame."""
+
+    log_probs: LogProbs
+    reached: npt.NDArray[np.int8]
+    """Each state, from so many places before it."""
+    gap: int
+    """The state from which words begin."""
+    end: int
+    """The state from which the space does, at 2 in `reached`."""
+
+
+class _Spelling:
+    """The tokens of a path, as its frames come in."""
+
+    def __init__(self, lexicon: Lexicon):
+        self._lexicon = lexicon
+        self._state = _PAUSE
+        self.tokens: list[Token] = []
+        self.frames = 0
+
+    def copy(self, start: int) -> _Spelling:
+        """Without the first `start` tokens."""
+        other = _Spelling(self._lexicon)
+        other._state, other.tokens, other.frames = self._state, self.tokens[start:], self.frames
+        return other
+
+    def add(self, state: int, log_probs: LogProbs) -> None:
+        id = int(self._lexicon.labels[state])
+        if id != self._lexicon.blank:
+            value = float(log_probs[id])
+            if state != self._state:
+                self.tokens.append(Token(id, self.frames, self.frames, value))
+            elif self.tokens:
+                token = self.tokens[-1]
+                strongest = max(token.log_prob, value)
+                self.tokens[-1] = replace(token, last=self.frames, log_prob=strongest)
+        self._state = state
+        self.frames += 1
