@@ -39,7 +39,10 @@ class Search(Protocol):
         ...
 
     def settled(self) -> int:
-        """How many tokens of `best` have ids that no further frame can change."""
+        """How many tokens of `best` have ids that no further frame can change.
+
+        May decide for what is most probable so far, if that is by far.
+        """
         ...
 
 

@@ -38,9 +38,9 @@ class Transcriber:
 
         All answers, one after another, are the transcript's text.
         """
-        tokens = self._search.best(self._told)
-        if not final:
-            tokens = tokens[: self._search.settled() - self._told]
+        # Asked first, for a search may give up what was best.
+        settled = None if final else self._search.settled() - self._told
+        tokens = self._search.best(self._told)[:settled]
         self._told += len(tokens)
         text = ""
         for _, character in spelt(tokens, self._settings.vocabulary):

@@ -78,7 +78,7 @@ def write_recognizer(repository: Path, name: str, **changes: Any) -> Path:
     return directory
 
 
-def write_live(repository: Path, name: str) -> Path:
+def write_live(repository: Path, name: str, **changes: Any) -> Path:
     """The same of a model that hears live; returns the model's directory."""
     directory = write_config(repository, name, LIVE_CONFIG)
     (directory / "1").mkdir(exist_ok=True)
@@ -88,6 +88,7 @@ def write_live(repository: Path, name: str) -> Path:
         overlap_seconds=None,
         chunk_samples=CHUNK_FRAMES * FRAME,
         delay_frames=1,
+        **changes,
     ).save(directory / "1")
     onnx.save(chunk_graph(), directory / "1" / "chunk.onnx")
     return directory

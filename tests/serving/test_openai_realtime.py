@@ -28,6 +28,7 @@ FAILED = "conversation.item.input_audio_transcription.failed"
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository = tmp_path_factory.mktemp("repository")
     write_live(repository, "live")
+    write_live(repository, "worded", words=("and", "fifty", "forty", "one", "two"))
     write_recognizer(repository, "tones")
     config = write_live(repository, "single") / "config.pbtxt"
     config.write_text(config.read_text().replace("sequences: 1024", "sequences: 1"))
@@ -105,6 +106,23 @@ async def test_partial_results_come_before_the_end(live: RunningServer, rate_hz:
         await tell(socket, "input_audio_buffer.commit")
         said, transcript = await heard(socket)
         assert "f" + said == transcript == TEXT
+
+
+async def test_a_word_is_told_while_others_are_spoken(live: RunningServer) -> None:
+    async with connect(at(live, "worded")) as socket:
+        await answer(socket)
+        for piece in pieces(pcm("fortyy two ")):
+            await socket.send(piece)
+        said = ""
+        while not said.startswith("forty"):
+            event = await asyncio.wait_for(answer(socket), 10)
+            assert event["type"] == DELTA
+            said += event["delta"]
+        for piece in pieces(pcm("an one")):
+            await socket.send(piece)
+        await tell(socket, "input_audio_buffer.commit")
+        rest, transcript = await heard(socket)
+        assert said + rest == transcript == TEXT
 
 
 async def test_many_streams_share_steps(live: RunningServer) -> None:

@@ -16,6 +16,7 @@ import pytest
 import tritonclient.http
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from pydantic import ValidationError
 from tritonclient.utils import InferenceServerException
 
 from serving.errors import InferenceFailed, ModelLoadError
@@ -26,24 +27,29 @@ from tests.serving.speech_models import settings, write_recognizer
 from tests.support import RunningServer, call, metric, serving
 
 TEXT = "forty two and one"
+WORDS = ("and", "five", "forty", "one", "two")
 
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository = tmp_path_factory.mktemp("repository")
     write_recognizer(repository, "tones")
+    write_recognizer(repository, "worded", words=WORDS)
     with serving(repository) as running:
         yield running
 
 
 def ask(
-    server: RunningServer, body: bytes, parameters: dict[str, Any] | None = None
+    server: RunningServer,
+    body: bytes,
+    parameters: dict[str, Any] | None = None,
+    model: str = "tones",
 ) -> tuple[int, Any]:
     headers = {"Content-Type": "audio/wav"}
     if parameters is not None:
         document = {"inputs": base64.b64encode(body).decode(), "parameters": parameters}
         body, headers = json.dumps(document).encode(), {"Content-Type": "application/json"}
-    status, answer = call(server.http_port, "POST", "/models/tones", body, headers)
+    status, answer = call(server.http_port, "POST", f"/models/{model}", body, headers)
     return status, json.loads(answer)
 
 
@@ -88,6 +94,29 @@ def test_hot_words_are_heard_where_the_recording_is_in_doubt(speech: RunningServ
     assert ask(speech, body)[1]["text"] == "cat"
     assert ask(speech, body, {"hot_words": ["Cut"]})[1]["text"] == "cut"
     assert ask(speech, body, {"hot_words": ["cut"], "hot_word_weight": 0.01})[1]["text"] == "cat"
+
+
+def test_a_model_with_words_of_its_own_writes_no_others(speech: RunningServer) -> None:
+    misspelt = encoded(spoken("fortty twwo an one"))
+    assert ask(speech, misspelt)[1]["text"] == "fortty twwo an one"
+    status, answer = ask(speech, misspelt, model="worded")
+    assert (status, answer["text"]) == (200, TEXT)
+    assert [chunk["text"] for chunk in answer["chunks"]] == TEXT.split()
+    assert ask(speech, encoded(spoken(TEXT)), model="worded") == ask(speech, encoded(spoken(TEXT)))
+
+
+def test_hot_words_are_heard_beside_a_models_own(speech: RunningServer) -> None:
+    body = encoded(spoken("fifty two"))
+    assert "fifty" not in ask(speech, body, model="worded")[1]["text"]
+    assert ask(speech, body, {"hot_words": ["Fifty two"]}, "worded")[1]["text"] == "fifty two"
+    beams = {"generation_parameters": {"num_beams": 4}}
+    assert ask(speech, body, beams, "worded")[1]["text"] == "fifty two"
+
+
+def test_words_that_cannot_be_kept_apart_are_refused() -> None:
+    vocabulary = ("", "a", "b")
+    with pytest.raises(ValidationError, match="words need a vocabulary with a space"):
+        settings(vocabulary=vocabulary, words=("ab",))
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])

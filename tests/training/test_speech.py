@@ -191,6 +191,7 @@ def test_a_run_leaves_a_report_for_each_place_and_voice(run: RunDirectory) -> No
     ]
     for score in report.scores:
         assert score.utterances == report.examples.held_out
+        assert score.spelt_word_errors is not None
         assert all("+" in voice.voice for voice in score.per_voice)
         words = sum(voice.words for voice in score.per_voice)
         wrong = sum(voice.words * voice.word_errors for voice in score.per_voice)
@@ -254,6 +255,7 @@ def test_from_run_to_published_version(run: RunDirectory, tmp_path: Path, slipwa
     assert settings["type"] == "ctc"
     assert settings["samples_per_frame"] == SAMPLES_PER_FRAME
     assert settings["vocabulary"][:2] == ["", " "]
+    assert {"hundred", "twenty"} <= set(settings["words"])
 
     samples, rate_hz = soundfile.read(model / "1" / "example.wav", dtype="float32")
     assert rate_hz == settings["sampling_rate"]
