@@ -1,0 +1,34 @@
+"""The models in the repository say to their own examples what their cards say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from serving.speech.recognizer import RecognizerSettings
+from tests.conftest import SHIPPED
+from tests.support import RunningServer, call, serving
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Iterator[RunningServer]:
+    with serving(SHIPPED) as server:
+        yield server
+
+
+def example(model: str) -> tuple[bytes, str]:
+    version = SHIPPED / model / "1"
+    answer: str = json.loads((version / "example.json").read_text())["answer"]
+    return (version / "example.wav").read_bytes(), answer
+
+
+@pytest.mark.parametrize("model", ["spoken-numbers", "spoken-numbers-live"])
+def test_a_recogniser_hears_its_example(shipped: RunningServer, model: str) -> None:
+    recording, expected = example(model)
+    status, body = call(shipped.http_port, "POST", f"/models/{model}", recording)
+    assert (status, json.loads(body)["text"]) == (200, expected)
+    card = (SHIPPED / model / "1" / "README.md").read_text()
+    assert set(expected.split()) <= set(RecognizerSettings.load(SHIPPED / model / "1").words)
+    assert f'{{"text": "{expected}"' in card
