@@ -43,7 +43,7 @@ from serving.repository import Repositories  # noqa: E402
 from serving.scheduling.iterations import Iterations  # noqa: E402
 from serving.scheduling.step_policy import StepPolicy  # noqa: E402
 from serving.settings import Settings  # noqa: E402
-from serving.steppers import generation  # noqa: E402
+from serving.steppers import tokens  # noqa: E402
 from serving.steppers.decoding import best_tokens  # noqa: E402
 from serving.steppers.generation import GenerationStepper  # noqa: E402
 from serving.text import load_tokenizer  # noqa: E402
@@ -192,8 +192,8 @@ def instrument(clock: Clock) -> None:
     stepper._bear = clock.timed("begin", "prepare", stepper._bear)
     stepper._together = clock.timed(ENGINE, "prepare", stepper._together)
     stepper._advance = clock.timed("advance", "prepare", stepper._advance)
-    generation_module: Any = generation
-    generation_module.best_tokens = clock.timed("choose", "advance", best_tokens)
+    tokens_module: Any = tokens
+    tokens_module.best_tokens = clock.timed("choose", "advance", best_tokens)
     iterations: Any = Iterations
     iterations._next = clock.timed("wait", "between", iterations._next)
     iterate = iterations._iterate
