@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ and narrower ones. No text is padded to such a width, so that its numbers do not
 that begin together with it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Begun(Generic[T, B]):
     """What came of jobs that began in one run of a graph."""
 
@@ -41,14 +42,22 @@ class Beginnings(Generic[T, B]):
     """
 
     def __init__(self, threads: int):
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="begin")
-        self._running: dict[Future[Sequence[B]], Begun[T, B]] = {}
+        self._asked: SimpleQueue[tuple[Callable[[], Sequence[B]], Begun[T, B]] | None] = (
+            SimpleQueue()
+        )
+        self._done: SimpleQueue[Begun[T, B]] = SimpleQueue()
+        self._underway = 0
+        self._threads = [
+            Thread(target=self._run, name=f"begin-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def busy(self) -> int:
         """Threads that compute."""
-        return min(self._threads, len(self._running))
+        return min(len(self._threads), self._underway)
 
     def start(
         self,
@@ -59,20 +68,31 @@ class Beginnings(Generic[T, B]):
         padding: int = 0,
     ) -> None:
         """Begin jobs that have so many tokens; `compute` returns something for each."""
-        self._running[self._pool.submit(compute)] = Begun(jobs, (), tokens, padding)
+        self._underway += 1
+        self._asked.put((compute, Begun(jobs, (), tokens, padding)))
 
     def finished(self, *, wait_for_one: bool) -> Iterator[Begun[T, B]]:
         """Those that are done, if need be after a wait for the first of those on their way."""
-        if wait_for_one and self._running:
-            wait(self._running, return_when=FIRST_COMPLETED)
-        for future in [future for future in self._running if future.done()]:
-            begun = self._running.pop(future)
-            error = future.exception()
-            assert error is None or isinstance(error, Exception)
-            yield Begun(begun.jobs, error or future.result(), begun.tokens, begun.padding)
+        wait_for_one = wait_for_one and self._underway > 0
+        while wait_for_one or not self._done.empty():
+            wait_for_one = False
+            self._underway -= 1
+            yield self._done.get()
 
     def close(self) -> None:
-        self._pool.shutdown()
+        for _ in self._threads:
+            self._asked.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            compute, begun = asked
+            try:
+                begun.results = compute()
+            except Exception as error:
+                begun.results = error
+            self._done.put(begun)
 
 
 def padded(texts: Sequence[Sequence[int]], pad: int) -> Tokens:

@@ -112,7 +112,7 @@ class Rows(Generic[R]):
             stack = stacks[names[0]]
             for index, row in enumerate(saved):
                 stop = own[index] if prefix == "past" else sources[index]
-                row.append(blocks(stack, index, stop - 1 if prefix == "last" else 0, stop))
+                row.append(blocks(stack, stop - 1 if prefix == "last" else 0, stop)[index])
         return saved
 
     def leave(self, job: R) -> None:
