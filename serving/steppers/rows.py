@@ -73,10 +73,11 @@ class Rows(Generic[R]):
 
         The policy has seen to it that there can be room.
         """
-        in_use = len(self._owners) - len(self._holes)
-        rows = in_use + sum(job.rows for job in jobs)
+        in_use = rows = len(self._owners) - len(self._holes)
+        for job in jobs:
+            rows += job.rows
         # All others fit already.
-        if self.cache.fits(rows, _furthest(jobs)):
+        if all([self.cache.fits(rows, job.extents) for job in jobs]):
             return False
         owners = list({owner[0]: None for owner in self._owners if owner is not None})
         self.bring_forward(owners)

@@ -227,10 +227,12 @@ class TokenStepper(ABC, Generic[G]):
         job.inputs = [job.prompt[-1]] * job.rows
         self._reserve([job])
         self._rows.resume(job)
-        if born.logits is None:
-            return []
-        # A prompt that was prefilled has its first token.
-        return list(self._after(job, job.decoding.advance(born.logits)))
+        news: list[News[G]] = []
+        if born.logits is not None:
+            # A prompt that was prefilled has its first token.
+            news += self._after(job, job.decoding.advance(born.logits))
+        self._let_be(job)
+        return news
 
     def _failed(self, jobs: Sequence[G], error: Exception) -> list[News[G]]:
         """Only that one shall fail which must."""
@@ -325,7 +327,7 @@ class TokenStepper(ABC, Generic[G]):
 
     def _let_be(self, job: G) -> None:
         """Look no more at a job's row for as long as nothing can come of it."""
-        if job.slots and isinstance(job.decoding, Greedy) and not (job.streams or job.is_written):
+        if not (job.streams or job.is_written) and isinstance(job.decoding, Greedy):
             [row] = job.slots
             job.quiet_from = length = int(self._rows.lengths[row])
             self._rows.look_at[row] = length + job.decoding.quiet + 1
