@@ -17,7 +17,6 @@ from serving.scheduling.step_policy import J, StepDecision, StepPolicy
 from serving.scheduling.stepper import News, Stepper
 from serving.types import Iteration, Work
 
-
 MOST_UNTOLD = 16
 """Iterations of which the event loop may not know yet, because they brought nobody any news."""
 
@@ -37,9 +36,10 @@ class Iterations(Generic[J]):
 
     The thread goes from one iteration to the next without a word from the event loop, so that the
     engine does not wait for whatever the loop is busy with. The other methods are for the loop's
-    thread; they take a lock that is never held while anything is computed. `tell` is called on the
-    stepper's thread, with all that has happened since the last time: when there is news, for to wake
-    the loop takes as long as to decide.
+    thread; they take a lock that is never held while anything is computed.
+
+    `tell` is called on the stepper's thread when there is news, with all that has happened since
+    the last time: to wake the loop for nothing would cost both threads as much as a decision does.
     """
 
     def __init__(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -17,6 +19,13 @@ Tokens = npt.NDArray[np.int64]
 
 FINE_PADDING = 32
 """Tokens up to which texts of any lengths begin together."""
+
+MOST_TOGETHER = 128
+"""Tokens that begin in one run, unless it is one text: who comes meanwhile waits for its end, and
+many together take hardly less time than one after the other."""
+
+PATIENCE = 8
+"""Who begins lets others pass, for as long as they have so many times its own tokens together."""
 
 LANES = 16
 """ONNX Runtime rounds a product with one column more than a multiple of these otherwise than wider
@@ -38,13 +47,20 @@ class Begun(Generic[T, B]):
 class Beginnings(Generic[T, B]):
     """Runs what begins jobs on `threads` threads of its own, beside everything else.
 
+    Who is short goes ahead of who is long, and waits for no more than what is being computed. Who
+    is long may be overtaken for a while: see `PATIENCE`.
+
     All but what it runs belongs to one thread.
     """
 
     def __init__(self, threads: int):
-        self._asked: SimpleQueue[tuple[Callable[[], Sequence[B]], Begun[T, B]] | None] = (
-            SimpleQueue()
-        )
+        # A heap by when it is somebody's turn at the latest, in tokens begun so far.
+        self._waiting: list[tuple[int, int, Callable[[], Sequence[B]], Begun[T, B]]] = []
+        self._lock = Lock()
+        self._numbers = itertools.count()
+        self._taken = 0
+        # For each of those that wait, and false for a thread that is to end.
+        self._asked: SimpleQueue[bool] = SimpleQueue()
         self._done: SimpleQueue[Begun[T, B]] = SimpleQueue()
         self._underway = 0
         self._threads = [
@@ -69,7 +85,11 @@ class Beginnings(Generic[T, B]):
     ) -> None:
         """Begin jobs that have so many tokens; `compute` returns something for each."""
         self._underway += 1
-        self._asked.put((compute, Begun(jobs, (), tokens, padding)))
+        begun = Begun[T, B](jobs, (), tokens, padding)
+        with self._lock:
+            turn = self._taken + PATIENCE * tokens
+            heappush(self._waiting, (turn, next(self._numbers), compute, begun))
+        self._asked.put(True)
 
     def finished(self, *, wait_for_one: bool) -> Iterator[Begun[T, B]]:
         """Those that are done, if need be after a wait for the first of those on their way."""
@@ -81,13 +101,15 @@ class Beginnings(Generic[T, B]):
 
     def close(self) -> None:
         for _ in self._threads:
-            self._asked.put(None)
+            self._asked.put(False)
         for thread in self._threads:
             thread.join()
 
     def _run(self) -> None:
-        while (asked := self._asked.get()) is not None:
-            compute, begun = asked
+        while self._asked.get():
+            with self._lock:
+                _, _, compute, begun = heappop(self._waiting)
+                self._taken += begun.tokens
             try:
                 begun.results = compute()
             except Exception as error:
@@ -106,13 +128,15 @@ def padded(texts: Sequence[Sequence[int]], pad: int) -> Tokens:
 
 
 def alike(items: Sequence[T], lengths: Sequence[int]) -> Iterator[list[T]]:
-    """Groups to begin together: of what one computes, padding is at most a quarter, or little."""
+    """Groups to begin together: of what one computes, padding is at most a quarter, or little, and
+    it is not much in all."""
     group: list[T] = []
     longest = total = 0
     for index in sorted(range(len(items)), key=lambda index: -lengths[index]):
         padded_size = (len(group) + 1) * longest
         total += lengths[index]
-        if group and padded_size > FINE_PADDING and 4 * total < 3 * padded_size:
+        is_wasteful = padded_size > FINE_PADDING and 4 * total < 3 * padded_size
+        if group and (is_wasteful or padded_size > MOST_TOGETHER):
             yield group
             group, total = [], lengths[index]
         if not group:

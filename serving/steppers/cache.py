@@ -33,9 +33,7 @@ def blocks(stack: Array, start: int, stop: int) -> Array:
     tensors, rows, heads, _, _ = stack.shape
     tensor, row, head, position, _ = stack.strides
     kind = np.dtype((np.void, (stop - start) * position))
-    return np.ndarray(
-        (rows, tensors, heads), kind, stack, start * position, (row, tensor, head)
-    )
+    return np.ndarray((rows, tensors, heads), kind, stack, start * position, (row, tensor, head))
 
 
 class KeyValueCache:

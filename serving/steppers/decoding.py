@@ -46,7 +46,7 @@ def best_tokens(logits: Scores, suppressed: frozenset[int]) -> Tokens:
 
     `suppressed` are the settings' `suppressed_token_ids`.
     """
-    best = logits.argmax(axis=1)
+    best: Tokens = logits.argmax(axis=1)
     finite = np.isfinite(logits[np.arange(len(best)), best])
     if not finite.all():
         best[~finite] = NOT_FINITE

@@ -77,7 +77,7 @@ class Rows(Generic[R]):
         for job in jobs:
             rows += job.rows
         # All others fit already.
-        if all([self.cache.fits(rows, job.extents) for job in jobs]):
+        if all(self.cache.fits(rows, job.extents) for job in jobs):
             return False
         owners = list({owner[0]: None for owner in self._owners if owner is not None})
         self.bring_forward(owners)
