@@ -297,9 +297,10 @@ class TokenStepper(ABC, Generic[G]):
         rows.choose(best)
         wanted = self._ends[best]
         wanted |= rows.lengths[: len(best)] >= rows.look_at[: len(best)]
+        # Known before any of them is looked at, for whoever begins anew gives its rows back.
+        owners = [(row, *rows.owner(row)) for row in wanted.nonzero()[0].tolist()]
         news: list[News[G]] = []
-        for row in wanted.nonzero()[0].tolist():
-            job, beam = rows.owner(row)
+        for row, job, beam in owners:
             if beam == 0:
                 try:
                     advance = self._look(job, row, int(best[row]), logits)
