@@ -43,7 +43,7 @@ from serving.repository import Repositories  # noqa: E402
 from serving.scheduling.iterations import Iterations  # noqa: E402
 from serving.scheduling.step_policy import StepPolicy  # noqa: E402
 from serving.settings import Settings  # noqa: E402
-from serving.steppers import generation  # noqa: E402
+from serving.steppers import tokens  # noqa: E402
 from serving.steppers.decoding import best_tokens  # noqa: E402
 from serving.steppers.generation import GenerationStepper  # noqa: E402
 from serving.text import load_tokenizer  # noqa: E402
@@ -82,6 +82,8 @@ class Clock:
 
     parts: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     iterations: list[Profile] = field(default_factory=list)
+    rows: int = 0
+    """That were stepped in the iteration that is on its way."""
 
     def timed(self, part: str, around: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function whose time is a part, and no longer that of the part around it."""
@@ -192,29 +194,28 @@ def instrument(clock: Clock) -> None:
     stepper._bear = clock.timed("begin", "prepare", stepper._bear)
     stepper._together = clock.timed(ENGINE, "prepare", stepper._together)
     stepper._advance = clock.timed("advance", "prepare", stepper._advance)
-    generation_module: Any = generation
-    generation_module.best_tokens = clock.timed("choose", "advance", best_tokens)
+    tokens_module: Any = tokens
+    tokens_module.best_tokens = clock.timed("choose", "advance", best_tokens)
     iterations: Any = Iterations
     iterations._next = clock.timed("wait", "between", iterations._next)
-    iterate = iterations._iterate
+    iterations._flush = clock.timed("tell", "iteration", iterations._flush)
+    advance, iterate = stepper._advance, iterations._iterate
+
+    def advanced(self: Any, logits: Any) -> Any:
+        clock.rows = len(logits)
+        return advance(self, logits)
+
+    stepper._advance = advanced
 
     def iterated(self: Any, decision: Any) -> None:
-        tell = self._tell
-        told = []
-
-        def telling(report: Any) -> None:
-            told.append(report)
-            tell(report)
-
-        self._tell = clock.timed("tell", "iteration", telling)
         started = time.perf_counter()
         iterate(self, decision)
         clock.parts["iteration"] += time.perf_counter() - started
-        self._tell = tell
         # What the warm-up took is nobody's.
         parts = {part: clock.parts[part] for part in PARTS}
-        clock.iterations.append(Profile(told[-1].iteration.work.made, len(decision.begin), parts))
+        clock.iterations.append(Profile(clock.rows, len(decision.begin), parts))
         clock.parts.clear()
+        clock.rows = 0
 
     iterations._iterate = iterated
 

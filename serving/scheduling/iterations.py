@@ -17,8 +17,11 @@ from serving.scheduling.step_policy import J, StepDecision, StepPolicy
 from serving.scheduling.stepper import News, Stepper
 from serving.types import Iteration, Work
 
+MOST_UNTOLD = 16
+"""Iterations of which the event loop may not know yet, because they brought nobody any news."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Report(Generic[J]):
     """What became of the jobs in one iteration, or before it."""
 
@@ -33,8 +36,10 @@ class Iterations(Generic[J]):
 
     The thread goes from one iteration to the next without a word from the event loop, so that the
     engine does not wait for whatever the loop is busy with. The other methods are for the loop's
-    thread; they take a lock that is never held while anything is computed. `tell` is called on the
-    stepper's thread.
+    thread; they take a lock that is never held while anything is computed.
+
+    `tell` is called on the stepper's thread when there is news, with all that has happened since
+    the last time: to wake the loop for nothing would cost both threads as much as a decision does.
     """
 
     def __init__(
@@ -42,12 +47,13 @@ class Iterations(Generic[J]):
         stepper: Stepper[J],
         batching: Batching | None,
         *,
-        tell: Callable[[Report[J]], None],
+        tell: Callable[[Sequence[Report[J]]], None],
         broke: Callable[[Exception], None],
     ):
         self._stepper = stepper
         self._policy = StepPolicy[J](stepper.capacity, batching)
         self._tell = tell
+        self._untold: list[Report[J]] = []
         self._broke = broke
         self._stopping = False
         self._changed = threading.Condition()
@@ -122,6 +128,7 @@ class Iterations(Generic[J]):
             with self._changed:
                 decision = self._policy.decide(monotonic())
                 if not (decision.has_work or decision.expired or decision.overdue):
+                    self._flush()
                     if self._stopping and self._policy.is_idle:
                         return None
                     wake_at = decision.wake_at
@@ -134,7 +141,8 @@ class Iterations(Generic[J]):
                 error = Expired("Request deadline passed before its last step")
                 late.append(News(job, error, is_last=True))
             if late:
-                self._tell(Report(late))
+                self._untold.append(Report(late))
+                self._flush()
             if decision.has_work:
                 return decision
 
@@ -167,7 +175,15 @@ class Iterations(Generic[J]):
             seconds=monotonic() - started,
             work=done,
         )
-        self._tell(Report(news, decision.begin, started, iteration))
+        self._untold.append(Report(news, decision.begin, started, iteration))
+        if news or len(self._untold) == MOST_UNTOLD:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Tell what nobody knows yet."""
+        if self._untold:
+            reports, self._untold = self._untold, []
+            self._tell(reports)
 
 
 def _attempt(

@@ -22,6 +22,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from serving.config import Batching
+from serving.scheduling.deadlines import Deadlines
 from serving.scheduling.waiting import Ticket, Waiting
 
 
@@ -43,8 +44,8 @@ class Job(Ticket):
     stage: Stage = Stage.GONE
     is_blocked: bool = False
     """Nobody takes what it has made, so it shall make no more for now."""
-    turn: int = 0
-    """Steps since it was last given its slots."""
+    given_at: int = 0
+    """The iteration in which it was last given its slots."""
     place: int = -1
     """Its number among those that want room again."""
 
@@ -72,7 +73,11 @@ class Capacity:
 
     def admits(self, job: Job) -> bool:
         """Whether a job could run if it were alone."""
-        return job.rows <= self.slots and self._bytes(job.rows, job.extents) <= self.memory_bytes
+        return self.allows(job.rows, job.extents)
+
+    def allows(self, rows: int, furthest: Sequence[int]) -> bool:
+        """Whether so many rows can run side by side, of which the furthest reach so far."""
+        return rows <= self.slots and self._bytes(rows, furthest) <= self.memory_bytes
 
     def holds(self, jobs: Iterable[Job]) -> bool:
         """Whether so many jobs can run side by side."""
@@ -81,7 +86,7 @@ class Capacity:
         for job in jobs:
             rows += job.rows
             furthest = tuple(map(max, furthest, job.extents))
-        return rows <= self.slots and self._bytes(rows, furthest) <= self.memory_bytes
+        return self.allows(rows, furthest)
 
     def bytes_apart(self, job: Job) -> int:
         """What a job takes while it is suspended, at most."""
@@ -91,6 +96,37 @@ class Capacity:
         return rows * sum(
             extent * unit for extent, unit in zip(extents, self.unit_bytes, strict=True)
         )
+
+
+class _Load:
+    """What those who run take together, without looking at each of them again."""
+
+    def __init__(self, capacity: Capacity):
+        self._capacity = capacity
+        self.rows = 0
+        # By dimension: how many jobs reach how far.
+        self._reaching: list[dict[int, int]] = [{} for _ in capacity.unit_bytes]
+
+    def holds(self, job: Job) -> bool:
+        """Whether another job can run beside them."""
+        furthest = [
+            max(extent, *reaching) if reaching else extent
+            for extent, reaching in zip(job.extents, self._reaching, strict=True)
+        ]
+        return self._capacity.allows(self.rows + job.rows, furthest)
+
+    def add(self, job: Job) -> None:
+        self.rows += job.rows
+        for extent, reaching in zip(job.extents, self._reaching, strict=True):
+            reaching[extent] = reaching.get(extent, 0) + 1
+
+    def remove(self, job: Job) -> None:
+        self.rows -= job.rows
+        for extent, reaching in zip(job.extents, self._reaching, strict=True):
+            if reaching[extent] == 1:
+                del reaching[extent]
+            else:
+                reaching[extent] -= 1
 
 
 @dataclass(slots=True)
@@ -121,17 +157,26 @@ class StepPolicy(Generic[J]):
 
     Times are seconds of any one clock that never goes back. A job that `capacity` does not admit
     alone must be refused before it comes here, for it could never run.
+
+    While nobody is in line and nothing happens, all iterations are alike, and the decision of one
+    holds for the next.
     """
 
     def __init__(self, capacity: Capacity, batching: Batching | None = None):
         self._capacity = capacity
         self._waiting = Waiting[J](batching or Batching())
         self._running: dict[J, None] = {}
+        self._load = _Load(capacity)
         # A heap of those that want room again: level, number, job; see `_is_in_line`.
         self._resuming: list[tuple[int, int, J]] = []
         self._suspended: dict[J, None] = {}
         self._suspended_bytes = 0
         self._leaving: list[J] = []
+        # Of those that have begun.
+        self._deadlines = Deadlines[J]()
+        self._iteration = 0
+        # What is decided for as long as nothing happens.
+        self._steady: StepDecision[J] | None = None
 
     def __len__(self) -> int:
         """Jobs that have not begun."""
@@ -140,7 +185,7 @@ class StepPolicy(Generic[J]):
     @property
     def running(self) -> int:
         """Slots that are taken."""
-        return sum(job.rows for job in self._running)
+        return self._load.rows
 
     @property
     def is_idle(self) -> bool:
@@ -151,6 +196,7 @@ class StepPolicy(Generic[J]):
         assert self._capacity.admits(job), "no job may need more than there is. This is a bug."
         self._waiting.add(job, now)
         job.stage = Stage.WAITING
+        self._steady = None
 
     def finish(self, job: J) -> None:
         """A job has made its last step, or its caller is gone. Does nothing for one that left."""
@@ -158,47 +204,55 @@ class StepPolicy(Generic[J]):
             case Stage.WAITING:
                 self._waiting.discard(job)
             case Stage.RUNNING:
-                del self._running[job]
+                self._drop_running(job)
                 self._leaving.append(job)
             case Stage.SUSPENDED:
                 self._drop_suspended(job)
                 self._leaving.append(job)
         job.stage = Stage.GONE
+        self._deadlines.discard(job)
+        self._steady = None
 
     def block(self, job: J) -> None:
         """Make no more steps for a job, until it is unblocked."""
         job.is_blocked = True
+        self._steady = None
 
     def unblock(self, job: J) -> None:
         if job.is_blocked and job.stage is Stage.SUSPENDED:
             self._line_up(job)
         job.is_blocked = False
+        self._steady = None
 
     def clear(self) -> list[J]:
         """Give up on all that have not begun, and return them."""
         given_up = self._waiting.clear()
         for job in given_up:
             job.stage = Stage.GONE
+        self._steady = None
         return given_up
 
     def decide(self, now: float) -> StepDecision[J]:
+        self._iteration += 1
+        decision = self._steady
+        if decision is None or decision.wake_at <= now:
+            decision = self._decide(now)
+            if not (self._waiting or self._resuming):
+                steady = StepDecision(step=decision.step, wake_at=decision.wake_at)
+                self._steady = steady
+        return decision
+
+    def _decide(self, now: float) -> StepDecision[J]:
         decision = StepDecision[J](expired=self._waiting.expire(now))
         for job in decision.expired:
             job.stage = Stage.GONE
-        decision.overdue = [
-            job for job in (*self._running, *self._suspended) if job.deadline <= now
-        ]
-        for job in decision.overdue:
-            self.finish(job)
+        while (overdue := self._deadlines.pop(now)) is not None:
+            decision.overdue.append(overdue)
+            self.finish(overdue)
         decision.end, self._leaving = self._leaving, []
         self._admit(decision)
         decision.step = [job for job in self._running if not job.is_blocked]
-        for job in decision.step:
-            job.turn += 1
-        decision.wake_at = min(
-            self._waiting.next_expiry(),
-            min((job.deadline for job in (*self._running, *self._suspended)), default=math.inf),
-        )
+        decision.wake_at = min(self._waiting.next_expiry(), self._deadlines.next())
         return decision
 
     def _admit(self, decision: StepDecision[J]) -> None:
@@ -218,12 +272,14 @@ class StepPolicy(Generic[J]):
                 self._waiting.discard(job)
                 budget -= job.begin_cost
                 decision.begin.append(job)
+                self._deadlines.add(job, job.deadline)
             else:
                 self._drop_suspended(job)
                 decision.resume.append(job)
             job.stage = Stage.RUNNING
-            job.turn = 0
+            job.given_at = self._iteration
             self._running[job] = None
+            self._load.add(job)
 
     def _next_in_line(self) -> J | None:
         """By priority, and then by when they lined up."""
@@ -239,9 +295,9 @@ class StepPolicy(Generic[J]):
 
     def _who_makes_room(self, job: J) -> list[J] | None:
         """The fewest that must be suspended for this job; None if even that is no help."""
-        staying = dict(self._running)
-        if self._capacity.holds((*staying, job)):
+        if self._load.holds(job):
             return []
+        staying = dict(self._running)
         leaving: list[J] = []
         suspended_bytes = self._suspended_bytes
         for other in self._removable(job):
@@ -256,28 +312,33 @@ class StepPolicy(Generic[J]):
 
     def _removable(self, job: J) -> list[J]:
         """Who may be made to give way to a job, the one that loses least first."""
-        quantum = self._capacity.quantum
+        now = self._iteration
+        over = now - self._capacity.quantum
         removable = [
             other
             for other in self._running
             # One that began or came back just now has not even had a step.
-            if other.turn
+            if other.given_at < now
             and (
                 other.is_blocked
                 or other.level > job.level
-                or (other.level == job.level and other.turn >= quantum)
+                or (other.level == job.level and other.given_at <= over)
             )
         ]
-        removable.sort(key=lambda other: (other.is_blocked, other.level, other.turn), reverse=True)
+        removable.sort(key=lambda other: (not other.is_blocked, -other.level, other.given_at))
         return removable
 
     def _suspend(self, job: J) -> None:
-        del self._running[job]
+        self._drop_running(job)
         job.stage = Stage.SUSPENDED
         self._suspended[job] = None
         self._suspended_bytes += self._capacity.bytes_apart(job)
         if not job.is_blocked:
             self._line_up(job)
+
+    def _drop_running(self, job: J) -> None:
+        del self._running[job]
+        self._load.remove(job)
 
     def _line_up(self, job: J) -> None:
         job.place = self._waiting.next_number()

@@ -166,10 +166,10 @@ class StepScheduler(Generic[J]):
         call.has_more.set()
         self._leave(call)
 
-    def _told(self, report: Report[J]) -> None:
+    def _told(self, reports: Sequence[Report[J]]) -> None:
         """On the stepper's thread."""
-        self._reports.append(report)
-        if len(self._reports) == 1:
+        self._reports.extend(reports)
+        if len(self._reports) == len(reports):  # or else the loop is about to read on
             self._loop.call_soon_threadsafe(self._read_reports)
 
     def _broke(self, error: Exception) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from operator import le
 
 import numpy as np
 
@@ -28,13 +28,12 @@ Saved = Sequence[Blocks | None]
 """A row's keys and values, apart from the others', by group; None where there are none yet."""
 
 
-def blocks(stack: Array, row: int, start: int, stop: int) -> Blocks:
-    """A view of some positions of a row of [tensor, row, head, position, size]."""
-    tensors, _, heads, _, _ = stack.shape
-    tensor, one_row, head, position, _ = stack.strides
-    kind = _block((stop - start) * position)
-    offset = row * one_row + start * position
-    return np.ndarray((tensors, heads), kind, stack, offset, (tensor, head))
+def blocks(stack: Array, start: int, stop: int) -> Array:
+    """A view of some positions of [tensor, row, head, position, size]: [row, tensor, head]."""
+    tensors, rows, heads, _, _ = stack.shape
+    tensor, row, head, position, _ = stack.strides
+    kind = np.dtype((np.void, (stop - start) * position))
+    return np.ndarray((rows, tensors, heads), kind, stack, start * position, (row, tensor, head))
 
 
 class KeyValueCache:
@@ -57,15 +56,16 @@ class KeyValueCache:
             for group in groups
         ]
         self._arrays: Tensors = {}
+        self._extents: Sequence[int] = [0] * len(groups)
+        self._rows = 0
+        # By group: views of the first positions of all rows, by how many those are.
+        self._firsts: list[dict[int, Array]] = [{} for _ in groups]
         self.bytes = 0
         """What the arrays take; other threads may read it."""
 
     def fits(self, rows: int, extents: Sequence[int]) -> bool:
         """Whether there is room for so many rows and positions, by group."""
-        return all(
-            rows <= stack.shape[1] and extent <= stack.shape[3]
-            for stack, extent in zip(self._stacks, extents, strict=True)
-        )
+        return rows <= self._rows and all(map(le, extents, self._extents))
 
     def grow(
         self, rows: int, extents: Sequence[int], lengths: Sequence[int], most_bytes: int
@@ -91,6 +91,8 @@ class KeyValueCache:
             for group, stack in zip(self._groups, self._stacks, strict=True)
             for spec, array in zip(group, stack, strict=True)
         }
+        self._rows, self._extents = wanted, extents
+        self._firsts = [{} for _ in self._stacks]
         self.bytes = wanted * row_bytes
 
     def rows(self, start: int, stop: int) -> Tensors:
@@ -105,27 +107,33 @@ class KeyValueCache:
 
     def move(self, source: int, target: int, lengths: Sequence[int]) -> None:
         """Copy a row over another; `lengths` are how far, by group."""
-        for stack, length in zip(self._stacks, lengths, strict=True):
+        for group, length in enumerate(lengths):
             if length:
-                blocks(stack, target, 0, length)[...] = blocks(stack, source, 0, length)
+                first = self._first(group, length)
+                first[target] = first[source]
 
     def save(self, row: int, lengths: Sequence[int]) -> Saved:
         return [
-            blocks(stack, row, 0, length).copy() if length else None
-            for stack, length in zip(self._stacks, lengths, strict=True)
+            self._first(group, length)[row].copy() if length else None
+            for group, length in enumerate(lengths)
         ]
 
     def load(self, row: int, saved: Saved) -> None:
-        for stack, kept in zip(self._stacks, saved, strict=True):
+        for group, kept in enumerate(saved):
             if kept is not None:
-                blocks(stack, row, 0, kept.itemsize // stack.strides[3])[...] = kept
+                length = kept.itemsize // self._stacks[group].strides[3]
+                self._first(group, length)[row] = kept
 
     def clear(self) -> None:
         self._stacks.clear()
         self._arrays.clear()
+        self._firsts.clear()
         self.bytes = 0
 
-
-@cache
-def _block(size: int) -> np.dtype[np.void]:
-    return np.dtype((np.void, size))
+    def _first(self, group: int, length: int) -> Array:
+        """[row, tensor, head] of opaque elements: the first positions of each."""
+        views = self._firsts[group]
+        view = views.get(length)
+        if view is None:
+            view = views[length] = blocks(self._stacks[group], 0, length)
+        return view

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from serving.steppers.advance import Advance, Decoding, not_finite, require_finite
 from serving.steppers.beam_search import BeamSearch
@@ -15,6 +16,8 @@ from serving.steppers.parameters import GenerationParameters
 from serving.steppers.processors import History, Rule, Scores
 from serving.steppers.sampling import candidates, draw
 from serving.steppers.settings import GenerationSettings
+
+Tokens = npt.NDArray[np.int64]
 
 NOT_FINITE = -1
 """Stands for the token of a row whose logits hold NaN or infinity."""
@@ -38,21 +41,22 @@ def decoding_for(
     return Greedy(settings, parameters, prompt, rules)
 
 
-def best_tokens(logits: Scores, suppressed: frozenset[int]) -> list[int]:
+def best_tokens(logits: Scores, suppressed: frozenset[int]) -> Tokens:
     """What `Greedy.take` wants, for all rows of a batch: their best tokens, or `NOT_FINITE`.
 
     `suppressed` are the settings' `suppressed_token_ids`.
     """
-    best = logits.argmax(axis=1)
+    best: Tokens = logits.argmax(axis=1)
     finite = np.isfinite(logits[np.arange(len(best)), best])
-    tokens: list[int] = (best if finite.all() else np.where(finite, best, NOT_FINITE)).tolist()
-    if not suppressed.isdisjoint(tokens):
-        for row, token in enumerate(tokens):
+    if not finite.all():
+        best[~finite] = NOT_FINITE
+    if not suppressed.isdisjoint(best.tolist()):
+        for row, token in enumerate(best.tolist()):
             if token in suppressed:
                 allowed = logits[row].copy()
                 allowed[list(suppressed)] = -np.inf
-                tokens[row] = int(allowed.argmax())
-    return tokens
+                best[row] = allowed.argmax()
+    return best
 
 
 class _OneRow:
@@ -92,7 +96,8 @@ class Greedy(_OneRow):
     """The most likely token.
 
     A `plain` request needs nothing of its logits but where the largest is: `take` with what
-    `best_tokens` found for the whole batch does what `advance` does, and much faster.
+    `best_tokens` found for the whole batch does what `advance` does, and much faster. Nor need it
+    be asked at every step: see `quiet`.
     """
 
     __slots__ = ("_history", "_suppressed", "plain")
@@ -115,9 +120,18 @@ class Greedy(_OneRow):
         self._suppressed = frozenset(settings.suppressed_token_ids)
         self._history = None if self.plain else History(settings, parameters, prompt, rules)
 
+    @property
+    def quiet(self) -> int:
+        """Steps ahead of which each goes on with its best token, but for one that ends the text."""
+        return self._left - 1 if self.plain and self._first is None else 0
+
+    def skip(self, steps: int) -> None:
+        """Take so many quiet steps, of which none has ended the text."""
+        self._left -= steps
+
     def advance(self, logits: Scores) -> Advance:
         if self._history is None:
-            return self.take(best_tokens(logits, self._suppressed)[0])
+            return self.take(int(best_tokens(logits, self._suppressed)[0]))
         require_finite(logits)
         scores = logits.copy()
         self._history.process(scores)

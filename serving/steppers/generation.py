@@ -72,8 +72,7 @@ class GenerationStepper(TokenStepper[Generation]):
     def begin(self, jobs: Sequence[Generation]) -> list[News[Generation]]:
         texts = [job.prompt if self._encoder is None else job.source for job in jobs]
         pairs = list(zip(jobs, texts, strict=True))
-        # The shortest first, for they are begun the soonest.
-        for group in reversed(list(alike(pairs, [len(text) for text in texts]))):
+        for group in alike(pairs, [len(text) for text in texts]):
             lengths = [len(text) for _, text in group]
             ids = padded([text for _, text in group], self._settings.pad_token_id)
             compute: Callable[[], list[Born]] = partial(self._prefill, ids, lengths)

@@ -42,7 +42,9 @@ class Rows(Generic[R]):
     """Who leaves makes a hole, which the next who comes fills, or else whoever is last.
 
     `tokens`, `positions` and `lengths_after` are what the next step reads of every row, and
-    `source_lengths`. `inputs` are the decoder's; those of the cache are known by their names.
+    `source_lengths`. `texts` holds the token that was chosen after each position, and `look_at` the
+    length at which somebody must see to the row (see `TokenStepper`). `inputs` are the decoder's;
+    those of the cache are known by their names.
     """
 
     def __init__(self, inputs: Sequence[TensorSpec], slots: int, memory_bytes: int):
@@ -62,23 +64,30 @@ class Rows(Generic[R]):
         self.lengths = np.zeros(slots, np.int32)
         self.lengths_after = np.zeros(slots, np.int32)
         self.source_lengths = np.ones(slots, np.int32)
+        self.look_at = np.zeros(slots, np.int32)
+        self.texts: Tokens = np.zeros((slots, 0), np.int64)
+        self._each = np.arange(slots)
 
     def reserve(self, jobs: Sequence[R]) -> bool:
         """Have room for these, too; returns whether the cache lies elsewhere now.
 
         The policy has seen to it that there can be room.
         """
-        in_use = len(self._owners) - len(self._holes)
-        rows = in_use + sum(job.rows for job in jobs)
+        in_use = rows = len(self._owners) - len(self._holes)
+        for job in jobs:
+            rows += job.rows
         # All others fit already.
-        if self.cache.fits(rows, _furthest(jobs)):
+        if all(self.cache.fits(rows, job.extents) for job in jobs):
             return False
         owners = list({owner[0]: None for owner in self._owners if owner is not None})
         self.bring_forward(owners)
         lengths = [int(self.lengths[:in_use].max(initial=0))]
         if self.has_source:
             lengths += [int(self.source_lengths[:in_use].max(initial=0)), 1]
-        self.cache.grow(rows, _furthest([*owners, *jobs]), lengths, self._memory_bytes)
+        extents = _furthest([*owners, *jobs])
+        self.cache.grow(rows, extents, lengths, self._memory_bytes)
+        missing = max(0, extents[0] - self.texts.shape[1])
+        self.texts = np.pad(self.texts, ((0, 0), (0, missing)))
         return True
 
     def packed(
@@ -104,7 +113,7 @@ class Rows(Generic[R]):
             stack = stacks[names[0]]
             for index, row in enumerate(saved):
                 stop = own[index] if prefix == "past" else sources[index]
-                row.append(blocks(stack, index, stop - 1 if prefix == "last" else 0, stop))
+                row.append(blocks(stack, stop - 1 if prefix == "last" else 0, stop)[index])
         return saved
 
     def leave(self, job: R) -> None:
@@ -130,6 +139,18 @@ class Rows(Generic[R]):
             self.cache.load(row, saved)
             self.tokens[row, 0] = token
         job.saved = []
+
+    def owner(self, row: int) -> tuple[R, int]:
+        """Whose row it is, and which of its rows."""
+        owner = self._owners[row]
+        assert owner is not None, "only rows in use are stepped. This is a bug."
+        return owner
+
+    def choose(self, chosen: Tokens) -> None:
+        """What the first rows go on with, after the position that was their last before it."""
+        rows = len(chosen)
+        self.tokens[:rows, 0] = chosen
+        self.texts[self._each[:rows], self.positions[:rows, 0]] = chosen
 
     def bring_forward(self, jobs: Sequence[R]) -> int:
         """Let the rows of these jobs be the first; returns how many those are."""
@@ -161,13 +182,14 @@ class Rows(Generic[R]):
         for index, row in enumerate(job.slots):
             self._owners[row] = (job, index)
             self.lengths[row] = length
+            self.look_at[row] = 0
             self.source_lengths[row] = max(1, len(job.source))
         return job.slots
 
     def _move(self, row: int, hole: int) -> None:
         """To the first hole of all."""
         self.cache.move(row, hole, self._filled(row))
-        for array in (self.tokens, self.lengths, self.source_lengths):
+        for array in self._of_rows:
             array[hole] = array[row]
         self._own(hole, self._owners[row])
         self._owners[row] = None
@@ -176,11 +198,16 @@ class Rows(Generic[R]):
     def _swap(self, one: int, other: int) -> None:
         lengths = [max(pair) for pair in zip(self._filled(one), self._filled(other), strict=True)]
         self.cache.copy([one, other], [other, one], lengths)
-        for array in (self.tokens, self.lengths, self.source_lengths):
+        for array in self._of_rows:
             array[[one, other]] = array[[other, one]]
         owners = self._owners[one], self._owners[other]
         self._own(one, owners[1])
         self._own(other, owners[0])
+
+    @property
+    def _of_rows(self) -> Sequence[Array]:
+        """What goes with a row that is moved."""
+        return self.tokens, self.lengths, self.source_lengths, self.look_at, self.texts
 
     def _own(self, row: int, owner: tuple[R, int] | None) -> None:
         assert owner is not None, "only rows in use are moved. This is a bug."

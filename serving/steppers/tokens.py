@@ -23,7 +23,7 @@ from serving.scheduling.stepper import News
 from serving.steppers.advance import Advance, Decoding
 from serving.steppers.beginnings import Beginnings
 from serving.steppers.cache import Saved
-from serving.steppers.decoding import Greedy, best_tokens
+from serving.steppers.decoding import NOT_FINITE, Greedy, best_tokens
 from serving.steppers.processors import Scores
 from serving.steppers.rows import RowJob, Rows, parts
 from serving.steppers.settings import GenerationSettings
@@ -64,6 +64,8 @@ class Generation(RowJob):
     streams: bool
     emitted: list[int] = field(default_factory=list)
     """Tokens that nobody has been told of."""
+    quiet_from: int | None = None
+    """The length from which on nobody has looked at its row; None if somebody does at each step."""
     is_written: bool = False
     """Whether what follows may depend on the text so far, such as on a stop string in it."""
     written: str = ""
@@ -88,6 +90,9 @@ class TokenStepper(ABC, Generic[G]):
     A step reads and writes keys and values in place; each row attends to as many positions as it
     has itself. `threads` threads share the work: those that are not busy with beginnings step a
     part of the rows each.
+
+    What a step has chosen is written down for all rows at once. A row whose request needs no more
+    than that (see `Greedy.quiet`) is looked at only when its text ends; all others at each step.
     """
 
     def __init__(
@@ -102,6 +107,9 @@ class TokenStepper(ABC, Generic[G]):
         self._decoder = decoder
         self._settings = settings
         self._suppressed = frozenset(settings.suppressed_token_ids)
+        # The last element is that of `NOT_FINITE`.
+        self._ends = np.zeros(settings.vocab_size + 1, np.bool_)
+        self._ends[[*settings.eos_token_ids, NOT_FINITE]] = True
         self._rows = Rows[G](decoder.inputs, slots, memory_bytes)
         self.capacity = Capacity(slots, memory_bytes, self._rows.cache.unit_bytes)
         self.work = Work()
@@ -138,6 +146,7 @@ class TokenStepper(ABC, Generic[G]):
                 # A beginning takes far longer than a step, and nobody shall wait for it.
                 self._parked[job] = None
             elif job.slots:
+                self._catch_up(job, int(self._rows.lengths[job.slots[0]]))
                 self._rows.suspend(job)
         return []
 
@@ -218,10 +227,12 @@ class TokenStepper(ABC, Generic[G]):
         job.inputs = [job.prompt[-1]] * job.rows
         self._reserve([job])
         self._rows.resume(job)
-        if born.logits is None:
-            return []
-        # A prompt that was prefilled has its first token.
-        return list(self._after(job, job.decoding.advance(born.logits)))
+        news: list[News[G]] = []
+        if born.logits is not None:
+            # A prompt that was prefilled has its first token.
+            news += self._after(job, job.decoding.advance(born.logits))
+        self._let_be(job)
+        return news
 
     def _failed(self, jobs: Sequence[G], error: Exception) -> list[News[G]]:
         """Only that one shall fail which must."""
@@ -242,7 +253,7 @@ class TokenStepper(ABC, Generic[G]):
         self._together([self._bound(*span) for span in parts(rows, idle, FEWEST_ROWS)])
         lengths[:] = lengths_after
         self.work.made += rows
-        return self._advance(jobs, self._logits[:rows])
+        return self._advance(self._logits[:rows])
 
     def _together(self, calls: Sequence[Callable[[], None]]) -> None:
         """Run calls at the same time, the first on this thread and the others on helpers."""
@@ -280,26 +291,47 @@ class TokenStepper(ABC, Generic[G]):
         }
         return self._decoder.bind(arrays | cache, {"logits": logits} | written)
 
-    def _advance(self, jobs: Sequence[G], logits: npt.NDArray[np.float32]) -> list[News[G]]:
+    def _advance(self, logits: npt.NDArray[np.float32]) -> list[News[G]]:
+        rows = self._rows
         best = best_tokens(logits, self._suppressed)
-        self._rows.tokens[: len(best), 0] = best
+        rows.choose(best)
+        wanted = self._ends[best]
+        wanted |= rows.lengths[: len(best)] >= rows.look_at[: len(best)]
+        # Known before any of them is looked at, for whoever begins anew gives its rows back.
+        owners = [(row, *rows.owner(row)) for row in wanted.nonzero()[0].tolist()]
         news: list[News[G]] = []
-        for job in jobs:
-            decoding = job.decoding
-            row = job.slots[0]
-            try:
-                if isinstance(decoding, Greedy) and decoding.plain:
-                    advance = decoding.take(best[row])
-                    if advance.finished is None and not (job.streams or job.is_written):
-                        job.emitted += advance.emitted
-                        continue
-                else:
-                    advance = decoding.advance(logits[job.slots])
-            except InferenceFailed as error:
-                news.append(News(job, error, is_last=True))
-                continue
-            news += self._after(job, advance)
+        for row, job, beam in owners:
+            if beam == 0:
+                try:
+                    advance = self._look(job, row, int(best[row]), logits)
+                except InferenceFailed as error:
+                    news.append(News(job, error, is_last=True))
+                    continue
+                news += self._after(job, advance)
+                self._let_be(job)
         return news
+
+    def _look(self, job: G, row: int, best: int, logits: npt.NDArray[np.float32]) -> Advance:
+        decoding = job.decoding
+        if isinstance(decoding, Greedy) and decoding.plain:
+            self._catch_up(job, int(self._rows.positions[row, 0]))
+            return decoding.take(best)
+        return decoding.advance(logits[job.slots])
+
+    def _catch_up(self, job: G, length: int) -> None:
+        """Give a job the tokens of its quiet steps, up to a length."""
+        if job.quiet_from is not None:
+            assert isinstance(job.decoding, Greedy)
+            job.decoding.skip(length - job.quiet_from)
+            job.emitted += self._rows.texts[job.slots[0], job.quiet_from : length].tolist()
+            job.quiet_from = None
+
+    def _let_be(self, job: G) -> None:
+        """Look no more at a job's row for as long as nothing can come of it."""
+        if not (job.streams or job.is_written) and isinstance(job.decoding, Greedy):
+            [row] = job.slots
+            job.quiet_from = length = int(self._rows.lengths[row])
+            self._rows.look_at[row] = length + job.decoding.quiet + 1
 
     def _after(self, job: G, advance: Advance) -> Iterable[News[G]]:
         """Prepare a job's next step; yields what is to be told of it."""

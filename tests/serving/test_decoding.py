@@ -150,7 +150,7 @@ def test_a_row_that_is_not_finite_fails_alone() -> None:
     logits[1, 7] = np.nan
     logits[2, 7] = 1.0
     tokens = best_tokens(logits, frozenset())
-    assert tokens == [0, -1, 7]
+    assert tokens.tolist() == [0, -1, 7]
     row = Greedy(WRITER, GenerationParameters(), [5])
     with pytest.raises(InferenceFailed):
         row.take(tokens[1])

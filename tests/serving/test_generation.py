@@ -28,8 +28,10 @@ from serving.errors import InferenceFailed, InvalidRequest
 from serving.scheduling.meter import LateMeter
 from serving.scheduling.step_policy import Capacity
 from serving.scheduling.stepping import StepScheduler
+from serving.steppers.advance import Advance
 from serving.steppers.beginnings import FINE_PADDING, alike
 from serving.steppers.cache import KeyValueCache
+from serving.steppers.decoding import Greedy
 from serving.steppers.generation import GenerationStepper
 from serving.steppers.settings import GenerationSettings
 from serving.steppers.tokens import Generation
@@ -210,6 +212,28 @@ async def test_streams_are_the_whole_in_parts(exported: Exported) -> None:
             parts = [response["text_output"][0, 0] async for response in responses]
     assert b"".join(parts) == whole["text_output"][0, 0]
     assert len(parts) > 10
+
+
+async def test_a_plain_text_is_looked_at_where_it_may_end(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    take = Greedy.take
+
+    def counted(decoding: Greedy, token: int) -> Advance:
+        nonlocal looks
+        looks += 1
+        return take(decoding, token)
+
+    monkeypatch.setattr(Greedy, "take", counted)
+    async with scheduling(exported.stepper()) as scheduler:
+        whole = await ask(scheduler, [5, 6, 7], max_new_tokens=30)
+        assert len(whole) > 10
+        # The first token of a prompt, and the last of all.
+        assert looks <= 3
+        looks = 0
+        await ask(scheduler, [5, 6, 7], max_new_tokens=30, min_new_tokens=1)
+        assert looks >= len(whole)
 
 
 async def test_rows_of_a_request_are_answered_in_their_order(exported: Exported) -> None:

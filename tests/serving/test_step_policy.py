@@ -169,6 +169,35 @@ def test_deadlines_hold_while_waiting_while_running_and_while_suspended() -> Non
     assert steps.is_idle
 
 
+def test_while_nothing_happens_the_decision_stays() -> None:
+    steps = policy()
+    jobs = add(steps, 4)
+    begun = steps.decide(0.0)
+    steady = steps.decide(1.0)
+    assert begun.step is steady.step
+    assert (begun.begin, steady.begin, steady.step) == (jobs, [], jobs)
+    assert steps.decide(2.0) is steady
+    steps.block(jobs[0])
+    assert steps.decide(3.0).step == jobs[1:]
+    steps.unblock(jobs[0])
+    assert steps.decide(4.0).step == jobs
+    steps.finish(jobs[1])
+    assert steps.decide(5.0).end == [jobs[1]]
+    [last] = add(steps, deadline=7.0)
+    assert steps.decide(6.0).begin == [last]
+    assert steps.decide(6.5).overdue == []
+    assert steps.decide(7.0).overdue == [last]
+
+
+def test_a_turn_is_counted_while_nothing_happens() -> None:
+    steps = policy()
+    jobs = add(steps, 4)
+    run(steps, CAPACITY.quantum)
+    [other] = add(steps)
+    decision = steps.decide(0.0)
+    assert (decision.suspend, decision.begin) == ([jobs[0]], [other])
+
+
 def test_a_timeout_is_for_the_queue_only() -> None:
     steps = policy(default_policy=QueuePolicy(timeout_s=1.0))
     jobs = add(steps, 5)

@@ -22,6 +22,7 @@ from serving.errors import (
     SlipwayError,
     Unavailable,
 )
+from serving.scheduling.iterations import MOST_UNTOLD, Iterations, Report
 from serving.scheduling.meter import LateMeter
 from serving.scheduling.step_policy import Capacity, Job
 from serving.scheduling.stepper import News
@@ -287,6 +288,23 @@ async def test_a_slow_reader_holds_up_itself_only() -> None:
         async for response in slow:
             values += response["counted"][0].tolist()
         assert values == counted(1000)
+
+
+def test_only_news_is_told_at_once() -> None:
+    told: list[Sequence[Report[Count]]] = []
+    broken: list[Exception] = []
+    stepper = Counting()
+    iterations = Iterations(stepper, None, tell=told.append, broke=broken.append)
+    iterations.add(stepper.plan(asked(3 * MOST_UNTOLD - 1), streams=False))
+    iterations.stop()
+    reports = [report for each in told for report in each]
+    # The last iteration is that in which the job's place is given back.
+    assert [len(each) for each in told] == [MOST_UNTOLD, MOST_UNTOLD, MOST_UNTOLD - 1, 1]
+    done = [report.iteration.work.made for report in reports if report.iteration is not None]
+    assert sum(done) == 3 * MOST_UNTOLD - 1
+    [news] = [news for report in reports for news in report.news]
+    assert news.is_last
+    assert not broken
 
 
 async def test_a_stream_is_for_one_row() -> None:
