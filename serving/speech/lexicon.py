@@ -28,10 +28,11 @@ _SPACE, _PAUSE = 0, 1
 
 
 class Lexicon:
-    """Words as states: the gap, then of each word its characters in turn, each with a blank after.
+    """Words as a tree of characters, which those that begin alike share; each node has two states.
 
-    `worth` says of words by how many nats they are preferred. Upper and lower case are alike, and
-    a word is left out that the vocabulary does not have the characters for.
+    The first two states are the gap; a node's are its character and the blank after it. `worth`
+    says of words by how many nats they are preferred. Upper and lower case are alike, and a word is
+    left out that the vocabulary does not have the characters for.
     """
 
     def __init__(
@@ -50,26 +51,41 @@ class Lexicon:
         self._vocabulary = vocabulary
         self.blank = blank
         self.has_favourites = bool(worth)
+        # Each beginning of a word, those that it goes on from first.
+        beginnings = sorted({word[:end] for word in self._words for end in range(1, len(word) + 1)})
+        state = {beginning: 2 + 2 * at for at, beginning in enumerate(beginnings)}
+        hope = dict.fromkeys(beginnings, 0.0)
+        for word in self._words & worth.keys():
+            for end in range(1, len(word) + 1):
+                hope[word[:end]] = max(hope[word[:end]], worth[word])
         labels = [classes[" "], blank]
-        firsts, ends, entry = [], [], []
-        for word in sorted(self._words):
-            firsts.append(len(labels))
-            entry.append(worth.get(word, 0.0))
-            for character in word:
-                labels += [classes[character], blank]
-            ends += [len(labels) - 2, len(labels) - 1]
+        blank_before, character_before = [_PAUSE, _SPACE], [_SPACE, _SPACE]
+        gain, skip = [0.0, 0.0], [-np.inf, -np.inf]
+        for beginning in beginnings:
+            before, character = beginning[:-1], beginning[-1]
+            labels += [classes[character], blank]
+            blank_before += [state[before] + 1 if before else _PAUSE, state[beginning]]
+            character_before += [state.get(before, _SPACE), _SPACE]
+            # A favourite earns as it begins, and what turns out to be another word gives it back.
+            gain += [hope[beginning] - hope.get(before, 0.0), 0.0]
+            skip += [gain[-2] if before and before[-1] != character else -np.inf, -np.inf]
         self.labels = np.array(labels, np.intp)
         """The class that each state hears."""
-        self.firsts = np.array(firsts, np.intp)
-        """The first state of each word; `entry` is what the word is worth."""
-        self.ends = np.array(ends, np.intp)
-        """The last two states of each word: its last character, and the blank after it."""
-        self.entry = np.array(entry, np.float32)
-        cannot_skip = (self.labels == blank) | (self.labels == np.roll(self.labels, 2))
-        cannot_skip[[_SPACE, _PAUSE, *firsts]] = True
-        self.skips = np.where(cannot_skip, -np.inf, 0.0).astype(np.float32)
-        """0 where a state may be reached from two before it, past a blank."""
+        self.blank_before = np.array(blank_before, np.intp)
+        """The state from which each is reached: a character from the blank before it (the first one
+        of a word from the gap), a blank from its character. It gains `gain`."""
+        self.character_before = np.array(character_before, np.intp)
+        """The state from which it is reached past that blank, with `skip`; -inf if it is not."""
+        self.gain = np.array(gain, np.float32)
+        self.skip = np.array(skip, np.float32)
+        self.firsts = np.array([state[each] for each in beginnings if len(each) == 1], np.intp)
         self.is_first = np.isin(np.arange(len(labels)), self.firsts)
+        whole = sorted(self._words)
+        ends = [state[word] + blank for word in whole for blank in (0, 1)]
+        self.ends = np.array(ends, np.intp)
+        """The states in which a word may end; it then gains `parting`."""
+        parting = [worth.get(word, 0.0) - hope[word] for word in whole for _ in (0, 1)]
+        self.parting = np.array(parting, np.float32)
 
     def spells(self, tokens: Iterable[Token]) -> bool:
         """Whether tokens say nothing but these words."""
@@ -88,11 +104,8 @@ class LexiconSearch:
         self._lexicon = lexicon
         self._horizon = horizon
         self._pending: list[LogProbs] = []
-        states = len(lexicon.labels)
-        self._scores = np.full(states, -np.inf, np.float32)
+        self._scores = np.full(len(lexicon.labels), -np.inf, np.float32)
         self._scores[_PAUSE] = 0.0
-        self._one = np.full(states, -np.inf, np.float32)
-        self._two = np.full(states, -np.inf, np.float32)
         self._open: list[_Frame] = []
         """Frames whose state is not settled."""
         self._settled = _Spelling(lexicon)
@@ -130,13 +143,17 @@ class LexiconSearch:
         self._pending.clear()
 
     def _follow(self, frame: LogProbs) -> None:
-        lexicon, stay, one, two = self._lexicon, self._scores, self._one, self._two
-        one[1:] = stay[:-1]
-        np.add(stay[:-2], lexicon.skips[2:], out=two[2:])
+        lexicon, stay = self._lexicon, self._scores
+        one = stay.take(lexicon.blank_before)
+        two = stay.take(lexicon.character_before)
         gap = _PAUSE if stay[_PAUSE] > stay[_SPACE] else _SPACE
-        end = int(lexicon.ends[stay[lexicon.ends].argmax()])
-        one[lexicon.firsts] = stay[gap] + lexicon.entry
-        one[_SPACE], two[_SPACE] = stay[_PAUSE], stay[end]
+        one[lexicon.firsts] = stay[gap]
+        one += lexicon.gain
+        two += lexicon.skip
+        ended = stay.take(lexicon.ends)
+        ended += lexicon.parting
+        end = int(ended.argmax())
+        two[_SPACE] = ended[end]
         reached = (one > stay).view(np.int8)
         scores = np.maximum(stay, one)
         np.copyto(reached, 2, where=two > scores)
@@ -144,16 +161,18 @@ class LexiconSearch:
         scores += frame.take(lexicon.labels)
         scores -= scores.max()
         self._scores = scores
-        self._open.append(_Frame(frame, reached, gap, end))
+        self._open.append(_Frame(frame, reached, gap, int(lexicon.ends[end])))
 
     def _before(self, frame: _Frame, state: int) -> int:
         """The state that a path had before a frame."""
-        step = int(frame.reached[state])
-        if state == _SPACE and step:
-            return _PAUSE if step == 1 else frame.end
-        if step and self._lexicon.is_first[state]:
-            return frame.gap
-        return state - step
+        step = frame.reached[state]
+        if step == 0:
+            return state
+        if step == 2:
+            return frame.end if state == _SPACE else int(self._lexicon.character_before[state])
+        return (
+            frame.gap if self._lexicon.is_first[state] else int(self._lexicon.blank_before[state])
+        )
 
     def _spell(self, frames: Sequence[_Frame], state: int, spelling: _Spelling) -> None:
         """Add the path through some frames at whose end it has `state`."""
@@ -166,9 +185,12 @@ class LexiconSearch:
 
     def _winner(self) -> int:
         """The state in which a text ends best: not within a word, if there is a path to another."""
-        ends = np.append(self._lexicon.ends, [_SPACE, _PAUSE])
-        best = int(ends[self._scores[ends].argmax()])
-        return best if self._scores[best] > -np.inf else int(self._scores.argmax())
+        ended = self._scores[self._lexicon.ends] + self._lexicon.parting
+        values = np.concatenate([self._scores[[_SPACE, _PAUSE]], ended])
+        best = int(values.argmax())
+        if values[best] == -np.inf:
+            return int(self._scores.argmax())
+        return best if best < 2 else int(self._lexicon.ends[best - 2])
 
     def _settle(self) -> None:
         """Give up what is far less probable than the best, and keep what all others agree on."""
@@ -203,11 +225,11 @@ class _Frame:
 
     log_probs: LogProbs
     reached: npt.NDArray[np.int8]
-    """Each state, from so many places before it."""
+    """How each state was: 0 as before, 1 from the blank before it, 2 past that."""
     gap: int
     """The state from which words begin."""
     end: int
-    """The state from which the space does, at 2 in `reached`."""
+    """The state from which the space does, past the blank of a word."""
 
 
 class _Spelling:
