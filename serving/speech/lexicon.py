@@ -1,8 +1,8 @@
 """A recogniser's own words: the most probable path of all that spell nothing else.
 
-Viterbi's algorithm over one graph of all words, each spelt by CTC's states (a blank may stand
-between two characters, and must where they are alike), with the gap between words as the only way
-from one to the next.
+Viterbi's algorithm over a tree of all words, spelt by CTC's states (a blank may stand between two
+characters, and must where they are alike), with the gap between words as the only way from one to
+the next.
 """
 
 from __future__ import annotations
