@@ -29,7 +29,8 @@ from processes import ROOT
 from serving.config import InstanceGroup, InstanceKind, ModelConfig
 from serving.engines.onnx_session import Session, SessionSettings, open_sessions
 from serving.repository import ModelVersion, Repositories
-from serving.speech.recognizer import RecognizerSettings
+from serving.speech.windows import Window
+from serving.tasks.speech_recognition import SpeechRecognition, load
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 CONFIGURED, CORE_EACH = "as configured", "a thread for each core"
@@ -93,15 +94,16 @@ def measure(repository: Path, model: str, heard: Sequence[Clip], way: Way, secon
 def texts(repository: Path, model: str, heard: Sequence[Clip]) -> list[tuple[str, str]]:
     """Of each recording alone: the likeliest class of every frame, in numbers, and the text."""
     version = _version(repository, model)
-    settings = RecognizerSettings.load(version.directory)
+    task = load(version.directory)
+    assert isinstance(task, SpeechRecognition), "a bare graph is read by the searches of CTC"
     [session, *_] = _sessions(version, CONFIGURED)
     found = []
     for [samples], _ in _batches(heard, 1, version.config, in_order=True):
         [logits] = session.run(["logits"], {"waveform": samples[np.newaxis]}, as_ort_values=False)
         path = logits[0].argmax(axis=1)
-        kept = path[(path != settings.blank) & (np.diff(path, prepend=settings.blank) != 0)]
-        spelt = "".join(settings.vocabulary[id] for id in kept)
-        found.append((" ".join(map(str, path)), " ".join(spelt.split())))
+        transcriber = task.transcriber(task.Parameters())
+        transcriber.push(logits[0], Window(0, len(samples), 0, None))
+        found.append((" ".join(map(str, path)), transcriber.transcript(0.0).text))
     return found
 
 
