@@ -7,8 +7,9 @@ the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from types import MappingProxyType
 
 import numpy as np
@@ -23,16 +24,22 @@ those beyond are given up."""
 _LEAST = -1e4
 """No log-probability counts for less, so that sums stay numbers."""
 
-_SPACE, _PAUSE = 0, 1
-"""The states between words: the space, and the blank after it."""
+_SPACE, _PAUSE, _FIRST = 0, 1, 2
+"""The states between words, the space and the blank after it, and the first of a word's."""
+
+_MOST_AT_ONCE = 500
+"""Elements up to which NumPy keeps the interpreter to itself. To get it back takes far longer than
+the operation where a server is busy."""
+
+Numbers = npt.NDArray[np.float64]
+Places = npt.NDArray[np.intp]
 
 
 class Lexicon:
-    """Words as a tree of characters, which those that begin alike share; each node has two states.
+    """Words as a tree of characters, which those that begin alike share.
 
-    The first two states are the gap; a node's are its character and the blank after it. `worth`
-    says of words by how many nats they are preferred. Upper and lower case are alike, and a word is
-    left out that the vocabulary does not have the characters for.
+    `worth` says of words by how many nats they are preferred. Upper and lower case are alike, and a
+    word is left out that the vocabulary does not have the characters for.
     """
 
     def __init__(
@@ -49,48 +56,140 @@ class Lexicon:
         known = {word.casefold() for word in (*words, *worth)}
         self._words = {word for word in known if word and classes.keys() >= set(word)}
         self._vocabulary = vocabulary
-        self.blank = blank
+        self.blank, self.space = blank, classes[" "]
         self.has_favourites = bool(worth)
-        # Each beginning of a word, those that it goes on from first.
+        # A node for each beginning of a word; in this order a branch is a range.
         beginnings = sorted({word[:end] for word in self._words for end in range(1, len(word) + 1)})
-        state = {beginning: 2 + 2 * at for at, beginning in enumerate(beginnings)}
-        hope = dict.fromkeys(beginnings, 0.0)
+        node = {beginning: at for at, beginning in enumerate(beginnings)}
+        hope = np.zeros(len(beginnings))
         for word in self._words & worth.keys():
             for end in range(1, len(word) + 1):
-                hope[word[:end]] = max(hope[word[:end]], worth[word])
-        labels = [classes[" "], blank]
-        blank_before, character_before = [_PAUSE, _SPACE], [_SPACE, _SPACE]
-        gain, skip = [0.0, 0.0], [-np.inf, -np.inf]
-        for beginning in beginnings:
-            before, character = beginning[:-1], beginning[-1]
-            labels += [classes[character], blank]
-            blank_before += [state[before] + 1 if before else _PAUSE, state[beginning]]
-            character_before += [state.get(before, _SPACE), _SPACE]
-            # A favourite earns as it begins, and what turns out to be another word gives it back.
-            gain += [hope[beginning] - hope.get(before, 0.0), 0.0]
-            skip += [gain[-2] if before and before[-1] != character else -np.inf, -np.inf]
-        self.labels = np.array(labels, np.intp)
-        """The class that each state hears."""
-        self.blank_before = np.array(blank_before, np.intp)
-        """The state from which each is reached: a character from the blank before it (the first one
-        of a word from the gap), a blank from its character. It gains `gain`."""
-        self.character_before = np.array(character_before, np.intp)
-        """The state from which it is reached past that blank, with `skip`; -inf if it is not."""
-        self.gain = np.array(gain, np.float32)
-        self.skip = np.array(skip, np.float32)
-        self.firsts = np.array([state[each] for each in beginnings if len(each) == 1], np.intp)
-        self.is_first = np.isin(np.arange(len(labels)), self.firsts)
+                hope[node[word[:end]]] = max(hope[node[word[:end]]], worth[word])
+        self.classes: Places = np.array([classes[each[-1]] for each in beginnings], np.intp)
+        """Of the vocabulary, by node; so are the next three."""
+        self.parents: Places = np.array([node.get(each[:-1], -1) for each in beginnings], np.intp)
+        """-1 for a word's first character."""
+        # A favourite earns as it begins, and what turns out to be another word gives it back.
+        self.gain: Numbers = hope - np.where(self.parents < 0, 0.0, hope[self.parents])
+        alike = self.classes == self.classes[self.parents]
+        self.skip: Numbers = np.where(alike | (self.parents < 0), -np.inf, 0.0)
+        """-inf where a character may not follow its parent's without a blank."""
+        self.branches = [self._branch(*span) for span in _spans(beginnings)]
         whole = sorted(self._words)
-        ends = [state[word] + blank for word in whole for blank in (0, 1)]
-        self.ends = np.array(ends, np.intp)
-        """The states in which a word may end; it then gains `parting`."""
-        parting = [worth.get(word, 0.0) - hope[word] for word in whole for _ in (0, 1)]
-        self.parting = np.array(parting, np.float32)
+        self.ends: Places = np.array([node[word] for word in whole], np.intp)
+        """The nodes at which a word may end; it then gains `parting`."""
+        self.parting: Numbers = np.array([worth.get(word, 0.0) for word in whole])
+        self.parting -= hope[self.ends]
+
+    def class_of(self, state: int) -> int:
+        """What a state hears. That of a node is its character, the next one the blank after it."""
+        if state == _SPACE:
+            return self.space
+        node, is_blank = divmod(state - _FIRST, 2)
+        return self.blank if state == _PAUSE or is_blank else int(self.classes[node])
 
     def spells(self, tokens: Iterable[Token]) -> bool:
         """Whether tokens say nothing but these words."""
         text = "".join(self._vocabulary[token.id] for token in tokens)
         return self._words.issuperset(text.casefold().split())
+
+    def _branch(self, start: int, stop: int) -> _Branch:
+        span = slice(start, stop)
+        parents = self.parents[span]
+        return _Branch(
+            span,
+            np.maximum(parents - start, 0),
+            np.flatnonzero(parents < 0),
+            self.classes[span],
+            self.gain[span],
+            self.skip[span],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """All words with some first characters: nodes that only the gap has in common with others."""
+
+    nodes: slice
+    parents: Places
+    """Counted from the branch's first node; of `firsts`, any."""
+    firsts: Places
+    classes: Places
+    gain: Numbers
+    skip: Numbers
+
+
+def _spans(beginnings: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Ranges of nodes: as many first characters as there may be at once."""
+    start = stop = 0
+    for _, branch in groupby(beginnings, key=lambda beginning: beginning[0]):
+        size = len(list(branch))
+        if stop > start and stop + size - start > _MOST_AT_ONCE:
+            yield start, stop
+            start = stop
+        stop += size
+    if stop > start:
+        yield start, stop
+
+
+@dataclass(slots=True)
+class _Scores:
+    """How probable the best path to each state is."""
+
+    space: float
+    pause: float
+    characters: Numbers
+    """By node, and so are the `blanks` after them."""
+    blanks: Numbers
+
+    def get(self, state: int) -> float:
+        if state < _FIRST:
+            return self.space if state == _SPACE else self.pause
+        node, is_blank = divmod(state - _FIRST, 2)
+        return float((self.blanks if is_blank else self.characters)[node])
+
+    def give_up(self, state: int) -> None:
+        if state == _SPACE:
+            self.space = -np.inf
+        elif state == _PAUSE:
+            self.pause = -np.inf
+        else:
+            node, is_blank = divmod(state - _FIRST, 2)
+            (self.blanks if is_blank else self.characters)[node] = -np.inf
+
+    def alive(self, lexicon: Lexicon, least: float) -> list[int]:
+        """The states with as much as `least` or more. The others are given up."""
+        states = []
+        for state, score in ((_SPACE, self.space), (_PAUSE, self.pause)):
+            if score >= least:
+                states.append(state)
+            else:
+                self.give_up(state)
+        for branch in lexicon.branches:
+            for is_blank, every in enumerate((self.characters, self.blanks)):
+                scores = every[branch.nodes]
+                scores[scores < least] = -np.inf
+                kept = np.flatnonzero(scores >= least) + branch.nodes.start
+                states += (_FIRST + is_blank + 2 * kept).tolist()
+        return states
+
+    def leader(self, lexicon: Lexicon) -> tuple[float, int]:
+        """The best score, and its state."""
+        ways = [(self.space, _SPACE), (self.pause, _PAUSE)]
+        for branch in lexicon.branches:
+            for is_blank, every in enumerate((self.characters, self.blanks)):
+                node = branch.nodes.start + int(every[branch.nodes].argmax())
+                ways.append((float(every[node]), _FIRST + 2 * node + is_blank))
+        return max(ways)
+
+    def best_end(self, lexicon: Lexicon) -> tuple[float, int]:
+        """Of the paths that may leave a word: the score, what parting gains included, and state."""
+        characters = self.characters.take(lexicon.ends) + lexicon.parting
+        blanks = self.blanks.take(lexicon.ends) + lexicon.parting
+        by_character, by_blank = int(characters.argmax()), int(blanks.argmax())
+        if characters[by_character] >= blanks[by_blank]:
+            return float(characters[by_character]), _FIRST + 2 * int(lexicon.ends[by_character])
+        return float(blanks[by_blank]), _FIRST + 2 * int(lexicon.ends[by_blank]) + 1
 
 
 class LexiconSearch:
@@ -104,8 +203,9 @@ class LexiconSearch:
         self._lexicon = lexicon
         self._horizon = horizon
         self._pending: list[LogProbs] = []
-        self._scores = np.full(len(lexicon.labels), -np.inf, np.float32)
-        self._scores[_PAUSE] = 0.0
+        nodes = len(lexicon.classes)
+        unreached = (np.full(nodes, -np.inf) for _ in range(2))
+        self._scores = _Scores(-np.inf, 0.0, *unreached)
         self._open: list[_Frame] = []
         """Frames whose state is not settled."""
         self._settled = _Spelling(lexicon)
@@ -136,43 +236,58 @@ class LexiconSearch:
         """Follow the frames that have come in."""
         for log_probs in self._pending:
             for frame in log_probs:
-                self._follow(np.maximum(frame, _LEAST, dtype=np.float32))
+                self._follow(np.maximum(frame, _LEAST, dtype=np.float64))
                 if len(self._open) >= 2 * self._horizon:
                     self._settle()
                     self._agree()
         self._pending.clear()
 
-    def _follow(self, frame: LogProbs) -> None:
-        lexicon, stay = self._lexicon, self._scores
-        one = stay.take(lexicon.blank_before)
-        two = stay.take(lexicon.character_before)
-        gap = _PAUSE if stay[_PAUSE] > stay[_SPACE] else _SPACE
-        one[lexicon.firsts] = stay[gap]
-        one += lexicon.gain
-        two += lexicon.skip
-        ended = stay.take(lexicon.ends)
-        ended += lexicon.parting
-        end = int(ended.argmax())
-        two[_SPACE] = ended[end]
-        reached = (one > stay).view(np.int8)
-        scores = np.maximum(stay, one)
-        np.copyto(reached, 2, where=two > scores)
-        np.maximum(scores, two, out=scores)
-        scores += frame.take(lexicon.labels)
-        scores -= scores.max()
-        self._scores = scores
-        self._open.append(_Frame(frame, reached, gap, int(lexicon.ends[end])))
+    def _follow(self, frame: Numbers) -> None:
+        lexicon, before = self._lexicon, self._scores
+        gap = max(before.space, before.pause)
+        characters, blanks = np.empty_like(before.characters), np.empty_like(before.blanks)
+        for branch in lexicon.branches:
+            stay, blank = before.characters[branch.nodes], before.blanks[branch.nodes]
+            come = blank.take(branch.parents)
+            skip = stay.take(branch.parents)
+            skip += branch.skip
+            np.maximum(come, skip, out=come)
+            come[branch.firsts] = gap
+            come += branch.gain
+            np.maximum(come, stay, out=come)
+            come += frame.take(branch.classes)
+            characters[branch.nodes] = come
+            np.maximum(blank, stay, out=come)
+            come += frame[lexicon.blank]
+            blanks[branch.nodes] = come
+        ended, _ = before.best_end(lexicon)
+        self._scores = _Scores(
+            max(gap, ended) + float(frame[lexicon.space]),
+            gap + float(frame[lexicon.blank]),
+            characters,
+            blanks,
+        )
+        self._open.append(_Frame(frame, before))
 
     def _before(self, frame: _Frame, state: int) -> int:
-        """The state that a path had before a frame."""
-        step = frame.reached[state]
-        if step == 0:
-            return state
-        if step == 2:
-            return frame.end if state == _SPACE else int(self._lexicon.character_before[state])
-        return (
-            frame.gap if self._lexicon.is_first[state] else int(self._lexicon.blank_before[state])
-        )
+        """The state that the best path to a state of a frame had before it."""
+        lexicon, scores = self._lexicon, frame.before
+        node, is_blank = divmod(state - _FIRST, 2)
+        ways = [(scores.get(state), state)]
+        if state < _FIRST or (not is_blank and lexicon.parents[node] < 0):
+            gain = 0.0 if state < _FIRST else float(lexicon.gain[node])
+            ways += [(scores.space + gain, _SPACE), (scores.pause + gain, _PAUSE)]
+            if state == _SPACE:
+                ways.append(scores.best_end(lexicon))
+        elif is_blank:
+            ways.append((scores.get(state - 1), state - 1))
+        else:
+            parent = _FIRST + 2 * int(lexicon.parents[node])
+            gain, skip = float(lexicon.gain[node]), float(lexicon.skip[node])
+            ways.append((scores.get(parent + 1) + gain, parent + 1))
+            ways.append((scores.get(parent) + skip + gain, parent))
+        # The first of equals is the state itself.
+        return max(ways, key=lambda way: way[0])[1]
 
     def _spell(self, frames: Sequence[_Frame], state: int, spelling: _Spelling) -> None:
         """Add the path through some frames at whose end it has `state`."""
@@ -185,17 +300,15 @@ class LexiconSearch:
 
     def _winner(self) -> int:
         """The state in which a text ends best: not within a word, if there is a path to another."""
-        ended = self._scores[self._lexicon.ends] + self._lexicon.parting
-        values = np.concatenate([self._scores[[_SPACE, _PAUSE]], ended])
-        best = int(values.argmax())
-        if values[best] == -np.inf:
-            return int(self._scores.argmax())
-        return best if best < 2 else int(self._lexicon.ends[best - 2])
+        scores = self._scores
+        ways = [scores.best_end(self._lexicon), (scores.space, _SPACE), (scores.pause, _PAUSE)]
+        best, state = max(ways, key=lambda way: way[0])
+        return state if best > -np.inf else scores.leader(self._lexicon)[1]
 
     def _settle(self) -> None:
         """Give up what is far less probable than the best, and keep what all others agree on."""
-        self._scores[self._scores < -BEAM] = -np.inf
-        states = set(np.flatnonzero(self._scores > -np.inf).tolist())
+        best, _ = self._scores.leader(self._lexicon)
+        states = set(self._scores.alive(self._lexicon, best - BEAM))
         for count in range(len(self._open), 0, -1):
             if len(states) == 1:
                 self._close(count, states.pop())
@@ -210,26 +323,23 @@ class LexiconSearch:
     def _agree(self) -> None:
         """Give up paths that differ from the best in all but the last `horizon` frames."""
         recent = self._open[-self._horizon :]
-        states = then = np.flatnonzero(self._scores > -np.inf).tolist()
+        scores = self._scores
+        best, leader = scores.leader(self._lexicon)
+        states = scores.alive(self._lexicon, best - BEAM)
+        then = states
         for frame in reversed(recent):
             then = [self._before(frame, state) for state in then]
-        leader = then[states.index(int(self._scores.argmax()))]
-        dissenting = [state for state, was in zip(states, then, strict=True) if was != leader]
-        self._scores[dissenting] = -np.inf
-        self._close(len(self._open) - len(recent), leader)
+        agreed = then[states.index(leader)]
+        for state, was in zip(states, then, strict=True):
+            if was != agreed:
+                scores.give_up(state)
+        self._close(len(self._open) - len(recent), agreed)
 
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """How paths came into a frame."""
-
-    log_probs: LogProbs
-    reached: npt.NDArray[np.int8]
-    """How each state was: 0 as before, 1 from the blank before it, 2 past that."""
-    gap: int
-    """The state from which words begin."""
-    end: int
-    """The state from which the space does, past the blank of a word."""
+    log_probs: Numbers
+    before: _Scores
 
 
 class _Spelling:
@@ -248,7 +358,7 @@ class _Spelling:
         return other
 
     def add(self, state: int, log_probs: LogProbs) -> None:
-        id = int(self._lexicon.labels[state])
+        id = self._lexicon.class_of(state)
         if id != self._lexicon.blank:
             value = float(log_probs[id])
             if state != self._state:

@@ -92,6 +92,10 @@ class RecognizerSettings(BaseModel, frozen=True, extra="forbid", strict=True):
             raise ValueError(f"blank is not one of the {len(self.vocabulary)} classes")
         if self.words and " " not in self.vocabulary:
             raise ValueError("words need a vocabulary with a space")
+        characters = {text.casefold() for text in self.vocabulary}
+        for word in self.words:
+            if not word or not characters.issuperset(word.casefold()):
+                raise ValueError(f"the vocabulary cannot spell {word!r}, which is one of the words")
         if self.is_live:
             if self.chunk_samples is None or self.chunk_samples % self.samples_per_frame:
                 raise ValueError("chunk_samples must be a multiple of samples_per_frame")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.speech import lexicon
 from serving.speech.ctc import GreedySearch, Token
 from serving.speech.lexicon import Lexicon, LexiconSearch
 
@@ -75,17 +76,26 @@ def found(numbers: Frames, worth: Mapping[str, float]) -> list[Token]:
     return search.best()
 
 
-@given(frames(longest=6), st.sampled_from([{}, {"bb": 2.0}, {"a": 0.5, "ab": 3.0}]))
-def test_no_path_through_the_words_is_better(numbers: Frames, worth: dict[str, float]) -> None:
-    tokens = found(numbers, worth)
+@given(
+    frames(longest=6),
+    st.sampled_from([{}, {"bb": 2.0}, {"a": 0.5, "ab": 3.0}]),
+    st.sampled_from([1, 500]),
+)
+def test_no_path_through_the_words_is_better(
+    numbers: Frames, worth: dict[str, float], most_at_once: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        # All words in one branch, or a branch for each first letter.
+        patch.setattr(lexicon, "_MOST_AT_ONCE", most_at_once)
+        tokens = found(numbers, worth)
     assert set(text(tokens).split()) <= set(WORDS)
     assert value_of(tokens, numbers, worth) == pytest.approx(best_of_all(numbers, worth), abs=1e-4)
 
 
 @given(frames(longest=12), st.integers(0, 12), st.integers(0, 3))
 def test_what_is_settled_stays(numbers: Frames, cut: int, start: int) -> None:
-    lexicon = Lexicon(WORDS, VOCABULARY, BLANK)
-    search = LexiconSearch(lexicon, HORIZON)
+    known = Lexicon(WORDS, VOCABULARY, BLANK)
+    search = LexiconSearch(known, HORIZON)
     search.push(numbers[:cut])
     count = search.settled()
     before = [token.id for token in search.best()[:count]]
@@ -98,8 +108,8 @@ def test_what_is_settled_stays(numbers: Frames, cut: int, start: int) -> None:
 
 @given(frames(longest=12), st.lists(st.integers(0, 12), max_size=3))
 def test_it_does_not_matter_in_what_pieces_frames_come(numbers: Frames, cuts: list[int]) -> None:
-    lexicon = Lexicon(WORDS, VOCABULARY, BLANK)
-    whole, pieces = LexiconSearch(lexicon, HORIZON), LexiconSearch(lexicon, HORIZON)
+    known = Lexicon(WORDS, VOCABULARY, BLANK)
+    whole, pieces = LexiconSearch(known, HORIZON), LexiconSearch(known, HORIZON)
     whole.push(numbers)
     for piece in np.split(numbers, sorted(cuts)):
         pieces.push(piece)
@@ -136,8 +146,8 @@ def test_silence_says_nothing() -> None:
 def test_words_of_a_request_are_words_too() -> None:
     numbers = certain("-b-a- -a-")
     assert text(found(numbers, {})) != "ba a"
-    lexicon = Lexicon(WORDS, VOCABULARY, BLANK, {"ba": 1.0, "BAB": 1.0, "no such": 1.0, "x": 1.0})
-    search = LexiconSearch(lexicon, HORIZON)
+    known = Lexicon(WORDS, VOCABULARY, BLANK, {"ba": 1.0, "BAB": 1.0, "no such": 1.0, "x": 1.0})
+    search = LexiconSearch(known, HORIZON)
     search.push(numbers)
     assert text(search.best()) == "ba a"
 
@@ -155,8 +165,8 @@ def test_a_close_call_does_not_stay_open_for_ever() -> None:
 
 
 def test_what_was_told_is_not_taken_back_when_a_word_breaks_off() -> None:
-    lexicon = Lexicon(("aab", "b"), VOCABULARY, BLANK)
-    search = LexiconSearch(lexicon, HORIZON)
+    known = Lexicon(("aab", "b"), VOCABULARY, BLANK)
+    search = LexiconSearch(known, HORIZON)
     search.push(certain("-a-a"))
     assert search.settled() == 2
     assert text(search.best()) == "aa"

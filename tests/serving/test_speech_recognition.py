@@ -117,6 +117,8 @@ def test_words_that_cannot_be_kept_apart_are_refused() -> None:
     vocabulary = ("", "a", "b")
     with pytest.raises(ValidationError, match="words need a vocabulary with a space"):
         settings(vocabulary=vocabulary, words=("ab",))
+    with pytest.raises(ValidationError, match="cannot spell 'né', which is one of the words"):
+        settings(words=("no", "né"))
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
