@@ -87,10 +87,14 @@ async def _load_stepped(found: ModelVersion, surroundings: Surroundings, meter: 
         verify_checksums(found.directory)
         stepper = load_stepper(config.parameters[STEPPER], config, found.directory)
         where = f"{found.directory.parent}/config.pbtxt"
-        _check_specs(f"{where}: input", config.inputs, stepper.inputs, sent=True)
-        _check_specs(f"{where}: output", config.outputs, stepper.outputs)
-        stepper.warm()
-        return stepper, _task(found, config)
+        try:
+            _check_specs(f"{where}: input", config.inputs, stepper.inputs, sent=True)
+            _check_specs(f"{where}: output", config.outputs, stepper.outputs)
+            stepper.warm()
+            return stepper, _task(found, config)
+        except BaseException:
+            stepper.close()
+            raise
 
     stepper, task = await asyncio.to_thread(load)
     scheduler = StepScheduler(stepper, config.batching, meter=meter)

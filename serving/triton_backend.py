@@ -46,7 +46,11 @@ class TritonPythonModel:
         stepper = load_stepper(
             config.parameters.get(STEPPER, ""), config, model / args["model_version"]
         )
-        stepper.warm()
+        try:
+            stepper.warm()
+        except BaseException:
+            stepper.close()
+            raise
         self._name = config.name
         self._stepper: Stepper[Any] = stepper
         self._streams = config.decoupled

@@ -233,10 +233,10 @@ async def _events(
     async with aclosing(_pushed(listener, outputs)) as pushed:
         try:
             async for _ in pushed:
-                if news := listener.news():
+                if news := await asyncio.to_thread(listener.news):
                     text += news
                     yield _delta(news)
-            if news := listener.news(final=True):
+            if news := await asyncio.to_thread(listener.news, final=True):
                 yield _delta(news)
             done = {"type": "transcript.text.done", "text": text + news}
             yield event(orjson.dumps(done))

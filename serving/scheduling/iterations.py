@@ -176,7 +176,7 @@ class Iterations(Generic[J]):
             work=done,
         )
         self._untold.append(Report(news, decision.begin, started, iteration))
-        if news or len(self._untold) == MOST_UNTOLD:
+        if news or decision.begin or len(self._untold) == MOST_UNTOLD:
             self._flush()
 
     def _flush(self) -> None:

@@ -18,8 +18,7 @@ import numpy.typing as npt
 from serving.speech.ctc import GreedySearch, LogProbs, Token
 
 BEAM = 5.0
-"""Nats by which a path may be less probable than the best when text is asked for that is certain:
-those beyond are given up."""
+"""Nats by which a path may be less probable than the best before it is given up."""
 
 _LEAST = -1e4
 """No log-probability counts for less, so that sums stay numbers."""
@@ -49,12 +48,14 @@ class Lexicon:
         blank: int,
         worth: Mapping[str, float] = MappingProxyType({}),
     ):
-        """Raises `ValueError` if the vocabulary has no space."""
+        """Raises `ValueError` if the vocabulary has no space, or nothing to spell a word with."""
         classes = {text.casefold(): id for id, text in enumerate(vocabulary) if id != blank}
         if " " not in classes:
             raise ValueError("a lexicon needs a vocabulary with a space")
         known = {word.casefold() for word in (*words, *worth)}
         self._words = {word for word in known if word and classes.keys() >= set(word)}
+        if not self._words:
+            raise ValueError("a lexicon needs a word that the vocabulary can spell")
         self._vocabulary = vocabulary
         self.blank, self.space = blank, classes[" "]
         self.has_favourites = bool(worth)
@@ -66,7 +67,9 @@ class Lexicon:
             for end in range(1, len(word) + 1):
                 hope[node[word[:end]]] = max(hope[node[word[:end]]], worth[word])
         self.classes: Places = np.array([classes[each[-1]] for each in beginnings], np.intp)
-        """Of the vocabulary, by node; so are the next three."""
+        """Of the vocabulary, by node; so are the next four."""
+        self.hope: Numbers = hope
+        """What a path has earned ahead of its word's end."""
         self.parents: Places = np.array([node.get(each[:-1], -1) for each in beginnings], np.intp)
         """-1 for a word's first character."""
         # A favourite earns as it begins, and what turns out to be another word gives it back.
@@ -174,12 +177,15 @@ class _Scores:
         return states
 
     def leader(self, lexicon: Lexicon) -> tuple[float, int]:
-        """The best score, and its state."""
+        """The best score without what is earned ahead, by which all others are measured: who has
+        only begun a favourite shall drive nobody out. And its state."""
         ways = [(self.space, _SPACE), (self.pause, _PAUSE)]
         for branch in lexicon.branches:
             for is_blank, every in enumerate((self.characters, self.blanks)):
-                node = branch.nodes.start + int(every[branch.nodes].argmax())
-                ways.append((float(every[node]), _FIRST + 2 * node + is_blank))
+                sure = every[branch.nodes] - lexicon.hope[branch.nodes]
+                at = int(sure.argmax())
+                state = _FIRST + 2 * (branch.nodes.start + at) + is_blank
+                ways.append((float(sure[at]), state))
         return max(ways)
 
     def best_end(self, lexicon: Lexicon) -> tuple[float, int]:
@@ -195,8 +201,10 @@ class _Scores:
 class LexiconSearch:
     """Follows the most probable path through a lexicon's words.
 
-    Paths are given up that differ from the best in what was said more than `horizon` frames ago,
-    so that the closest call of a long recording does not stay open until its end.
+    Where text is asked for that is certain, and every twice `horizon` frames, paths are given up
+    that are less probable by more than `BEAM`; and those that differ from the best in what was said
+    more than `horizon` frames ago, so that the closest call of a long recording does not stay open
+    until its end. The best path of a shorter recording is found exactly.
     """
 
     def __init__(self, lexicon: Lexicon, horizon: int):

@@ -58,7 +58,7 @@ class Beginnings(Generic[T, B]):
         self._waiting: list[tuple[int, int, Callable[[], Sequence[B]], Begun[T, B]]] = []
         self._lock = Lock()
         self._numbers = itertools.count()
-        self._taken = 0
+        self._started = 0
         # For each of those that wait, and false for a thread that is to end.
         self._asked: SimpleQueue[bool] = SimpleQueue()
         self._done: SimpleQueue[Begun[T, B]] = SimpleQueue()
@@ -87,7 +87,8 @@ class Beginnings(Generic[T, B]):
         self._underway += 1
         begun = Begun[T, B](jobs, (), tokens, padding)
         with self._lock:
-            turn = self._taken + PATIENCE * tokens
+            turn = self._started + PATIENCE * tokens
+            self._started += tokens
             heappush(self._waiting, (turn, next(self._numbers), compute, begun))
         self._asked.put(True)
 
@@ -109,12 +110,13 @@ class Beginnings(Generic[T, B]):
         while self._asked.get():
             with self._lock:
                 _, _, compute, begun = heappop(self._waiting)
-                self._taken += begun.tokens
             try:
                 begun.results = compute()
             except Exception as error:
                 begun.results = error
             self._done.put(begun)
+            # Not while it waits: they hold a request, and what was computed for it.
+            del compute, begun
 
 
 def padded(texts: Sequence[Sequence[int]], pad: int) -> Tokens:

@@ -70,6 +70,16 @@ def test_a_long_one_is_not_overtaken_for_ever() -> None:
     assert 10 < names.count("short") <= PATIENCE * 10
 
 
+def test_a_long_one_is_not_overtaken_by_a_crowd() -> None:
+    with beginning() as (beginnings, start, go_on):
+        start("long", 100)
+        for _ in range(60):
+            start("short", 60)
+        go_on.set()
+        names = finished(beginnings)
+    assert names.index("long") * 60 <= PATIENCE * 100
+
+
 def test_what_cannot_be_computed_comes_as_its_error() -> None:
     def fail() -> list[str]:
         raise ValueError("no")

@@ -92,6 +92,42 @@ def test_no_path_through_the_words_is_better(
     assert value_of(tokens, numbers, worth) == pytest.approx(best_of_all(numbers, worth), abs=1e-4)
 
 
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=6),
+    st.lists(st.floats(0, 20), max_size=3),
+    st.integers(1, 8),
+    st.lists(st.tuples(frames(longest=6), st.booleans()), min_size=1, max_size=6),
+)
+def test_what_was_told_is_never_taken_back(
+    words: list[str], worth: list[float], horizon: int, pieces: list[tuple[Frames, bool]]
+) -> None:
+    favourites = dict(zip(words, worth, strict=False))
+    search = LexiconSearch(Lexicon(words, VOCABULARY, BLANK, favourites), horizon)
+    told: list[int] = []
+    for numbers, asks in pieces:
+        search.push(numbers)
+        if asks:
+            settled = search.settled()
+            told += [token.id for token in search.best(len(told))[: settled - len(told)]]
+            assert len(told) == settled
+        assert [token.id for token in search.best()][: len(told)] == told
+    *whole, last = text(search.best()).split() or [words[0]]
+    assert set(whole) <= set(words)
+    # A recording may break off within its last word.
+    assert any(word.startswith(last) for word in words)
+
+
+@pytest.mark.parametrize("horizon", [4, HORIZON])
+def test_a_favourite_that_nobody_says_drives_nobody_out(horizon: int) -> None:
+    worth = {"a" * 12: 18.0, "b" * 12: 18.0}
+    search = LexiconSearch(Lexicon(("ab", "bb"), VOCABULARY, BLANK, worth), horizon)
+    said = "-a-b--- -b-b-- -a-b-- -b-b--"
+    for start in range(0, len(said), 4):
+        search.push(certain(said[start : start + 4]))
+        search.settled()
+    assert text(search.best()) == "ab bb ab bb"
+
+
 @given(frames(longest=12), st.integers(0, 12), st.integers(0, 3))
 def test_what_is_settled_stays(numbers: Frames, cut: int, start: int) -> None:
     known = Lexicon(WORDS, VOCABULARY, BLANK)
@@ -176,6 +212,11 @@ def test_minus_infinity_is_a_number_like_others() -> None:
     numbers = np.full((4, len(VOCABULARY)), -np.inf)
     numbers[:, 3] = 0.0
     assert set(text(found(numbers, {})).split()) <= set(WORDS)
+
+
+def test_there_is_something_to_find() -> None:
+    with pytest.raises(ValueError, match="a word that the vocabulary can spell"):
+        Lexicon(("né", ""), VOCABULARY, BLANK)
 
 
 def test_words_need_a_space() -> None:

@@ -125,6 +125,19 @@ async def test_a_word_is_told_while_others_are_spoken(live: RunningServer) -> No
         assert said + rest == transcript == TEXT
 
 
+async def test_a_hint_that_nobody_says_is_not_heard(live: RunningServer) -> None:
+    hint = {"model": "worded", "prompt": "announcement"}
+    session = {"type": "transcription", "audio": {"input": {"transcription": hint}}}
+    async with connect(at(live, "worded")) as socket:
+        await answer(socket)
+        await tell(socket, "session.update", session=session)
+        assert (await answer(socket))["type"] == "session.updated"
+        for piece in pieces(pcm(TEXT)):
+            await socket.send(piece)
+        await tell(socket, "input_audio_buffer.commit")
+        assert await heard(socket) == (TEXT, TEXT)
+
+
 async def test_many_streams_share_steps(live: RunningServer) -> None:
     runs = metric(live, "nv_inference_exec_count", model="live")
     chunks = metric(live, "nv_inference_count", model="live")

@@ -119,6 +119,10 @@ def test_words_that_cannot_be_kept_apart_are_refused() -> None:
         settings(vocabulary=vocabulary, words=("ab",))
     with pytest.raises(ValidationError, match="cannot spell 'né', which is one of the words"):
         settings(words=("no", "né"))
+    with pytest.raises(ValidationError, match="differ in more than case"):
+        settings(vocabulary=("", " ", "a", "A"), words=("a",))
+    with pytest.raises(ValidationError, match="there are 2001 words; expected at most 2000"):
+        settings(words=("a",) * 2001)
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
