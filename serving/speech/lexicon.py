@@ -204,7 +204,7 @@ class LexiconSearch:
     Where text is asked for that is certain, and every twice `horizon` frames, paths are given up
     that are less probable by more than `BEAM`; and those that differ from the best in what was said
     more than `horizon` frames ago, so that the closest call of a long recording does not stay open
-    until its end. The best path of a shorter recording is found exactly.
+    until its end.
     """
 
     def __init__(self, lexicon: Lexicon, horizon: int):
@@ -222,18 +222,54 @@ class LexiconSearch:
         self._pending.append(log_probs)
 
     def best(self, start: int = 0) -> list[Token]:
-        if not (self._open or self._settled.frames or self._lexicon.has_favourites):
-            greedy = GreedySearch(self._lexicon.blank)
-            for log_probs in self._pending:
-                greedy.push(log_probs)
-            # No path is more probable than this one.
-            if self._lexicon.spells(greedy.best()):
-                return greedy.best(start)
+        if self._open or self._settled.frames or self._lexicon.has_favourites:
+            return self._found(start)
+        greedy = GreedySearch(self._lexicon.blank)
+        for log_probs in self._pending:
+            greedy.push(log_probs)
+        tokens = greedy.best()
+        # If it spells words only, no path is more probable.
+        return (tokens if self._lexicon.spells(tokens) else self._mended(tokens))[start:]
+
+    def _found(self, start: int) -> list[Token]:
         self._advance()
         kept = min(start, len(self._settled.tokens))
         spelling = self._settled.copy(kept)
         self._spell(self._open, self._winner(), spelling)
         return spelling.tokens[start - kept :]
+
+    def _mended(self, tokens: Sequence[Token]) -> list[Token]:
+        """The greedy path, but for its misspelt words and their neighbours, which are sought anew.
+
+        To search all frames took twice as long, and found the same.
+        """
+        frames = np.concatenate(self._pending)
+        runs = groupby(tokens, key=lambda token: token.id == self._lexicon.space)
+        pieces = [(is_space, list(run)) for is_space, run in runs]
+        words = [piece for is_space, piece in pieces if not is_space]
+        spaces = [piece for is_space, piece in pieces if is_space]
+        if not pieces[0][0]:
+            spaces.insert(0, [])
+        known = [True, *map(self._lexicon.spells, words), True]
+        mended: list[Token] = []
+        at = 0
+        while at < len(words):
+            mended += spaces[at]
+            if all(known[at : at + 3]):
+                mended += words[at]
+                at += 1
+                continue
+            start = spaces[at][-1].last + 1 if spaces[at] else 0
+            while at < len(words) and not all(known[at : at + 3]):
+                at += 1
+            stop = spaces[at][0].first if at < len(words) else len(frames)
+            search = LexiconSearch(self._lexicon, self._horizon)
+            search.push(frames[start:stop])
+            mended += [
+                replace(token, first=start + token.first, last=start + token.last)
+                for token in search._found(0)
+            ]
+        return mended
 
     def settled(self) -> int:
         self._advance()

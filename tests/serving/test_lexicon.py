@@ -78,7 +78,7 @@ def found(numbers: Frames, worth: Mapping[str, float]) -> list[Token]:
 
 @given(
     frames(longest=6),
-    st.sampled_from([{}, {"bb": 2.0}, {"a": 0.5, "ab": 3.0}]),
+    st.sampled_from([{"a": 1e-9}, {"bb": 2.0}, {"a": 0.5, "ab": 3.0}]),
     st.sampled_from([1, 500]),
 )
 def test_no_path_through_the_words_is_better(
@@ -90,6 +90,29 @@ def test_no_path_through_the_words_is_better(
         tokens = found(numbers, worth)
     assert set(text(tokens).split()) <= set(WORDS)
     assert value_of(tokens, numbers, worth) == pytest.approx(best_of_all(numbers, worth), abs=1e-4)
+
+
+@given(frames(longest=24))
+def test_what_is_mended_is_words_in_their_order(numbers: Frames) -> None:
+    tokens = found(numbers, {})
+    assert set(text(tokens).split()) <= set(WORDS)
+    ends = [-1, *(token.last for token in tokens)]
+    assert all(end < token.first <= token.last for end, token in zip(ends, tokens, strict=False))
+    assert ends[-1] < len(numbers)
+
+
+def test_what_is_well_spelt_elsewhere_stays() -> None:
+    said = "-a-b- -bb-b- -a- -a-b-b-- -b-b -ab- - a--"
+    tokens = found(certain(said), {})
+    greedy = GreedySearch(BLANK)
+    greedy.push(certain(said))
+    assert text(greedy.best()) == "ab bb a abb bb ab a"
+    mended = text(tokens).split()
+    assert mended[:3] + mended[-3:] == ["ab", "bb", "a", "bb", "ab", "a"]
+    whole = LexiconSearch(Lexicon(WORDS, VOCABULARY, BLANK), HORIZON)
+    whole.push(certain(said))
+    whole.settled()
+    assert text(whole.best()) == text(tokens)
 
 
 @given(
