@@ -22,7 +22,7 @@ from training.recipe import override
 from training.recipes.spoken_numbers import spoken_numbers
 from training.runs import RunDirectory
 from training.tasks.speech_recognition.corpus import open_corpus
-from training.tasks.speech_recognition.evaluate import pad, read_off
+from training.tasks.speech_recognition.evaluate import pad, read_off, reader
 from training.tasks.speech_recognition.features import CONTEXT, HOP, WINDOW, LogMel
 from training.tasks.speech_recognition.graphs import CHUNK_SAMPLES
 from training.tasks.speech_recognition.host import Host
@@ -261,7 +261,7 @@ def test_from_run_to_published_version(run: RunDirectory, tmp_path: Path, slipwa
     assert rate_hz == settings["sampling_rate"]
     logits, frames = Host(model / "1" / "model.onnx")(torch.from_numpy(samples)[None])
     answer = json.loads((model / "1" / "example.json").read_text())["answer"]
-    assert read_off(logits, frames, settings["vocabulary"]) == [answer]
+    assert reader(load_model(run.checkpoint).config)(logits, frames) == [answer]
     with serving(tmp_path) as server:
         assert heard(server, model / "1") == answer
     card = (model / "1" / "README.md").read_text()
