@@ -34,6 +34,16 @@ Numbers = npt.NDArray[np.float64]
 Places = npt.NDArray[np.intp]
 
 
+def _state(node: int, is_blank: int) -> int:
+    """That of a node's character, or of the blank after it."""
+    return _FIRST + 2 * node + is_blank
+
+
+def _node(state: int) -> tuple[int, int]:
+    """The node of a word's state, and whether it is the blank."""
+    return divmod(state - _FIRST, 2)
+
+
 class Lexicon:
     """Words as a tree of characters, which those that begin alike share.
 
@@ -85,10 +95,10 @@ class Lexicon:
         self.parting -= hope[self.ends]
 
     def class_of(self, state: int) -> int:
-        """What a state hears. That of a node is its character, the next one the blank after it."""
+        """What a state hears."""
         if state == _SPACE:
             return self.space
-        node, is_blank = divmod(state - _FIRST, 2)
+        node, is_blank = _node(state)
         return self.blank if state == _PAUSE or is_blank else int(self.classes[node])
 
     def spells(self, tokens: Iterable[Token]) -> bool:
@@ -148,7 +158,7 @@ class _Scores:
     def get(self, state: int) -> float:
         if state < _FIRST:
             return self.space if state == _SPACE else self.pause
-        node, is_blank = divmod(state - _FIRST, 2)
+        node, is_blank = _node(state)
         return float((self.blanks if is_blank else self.characters)[node])
 
     def give_up(self, state: int) -> None:
@@ -157,7 +167,7 @@ class _Scores:
         elif state == _PAUSE:
             self.pause = -np.inf
         else:
-            node, is_blank = divmod(state - _FIRST, 2)
+            node, is_blank = _node(state)
             (self.blanks if is_blank else self.characters)[node] = -np.inf
 
     def alive(self, lexicon: Lexicon, least: float) -> list[int]:
@@ -173,7 +183,7 @@ class _Scores:
                 scores = every[branch.nodes]
                 scores[scores < least] = -np.inf
                 kept = np.flatnonzero(scores >= least) + branch.nodes.start
-                states += (_FIRST + is_blank + 2 * kept).tolist()
+                states += [_state(node, is_blank) for node in kept.tolist()]
         return states
 
     def leader(self, lexicon: Lexicon) -> tuple[float, int]:
@@ -184,7 +194,7 @@ class _Scores:
             for is_blank, every in enumerate((self.characters, self.blanks)):
                 sure = every[branch.nodes] - lexicon.hope[branch.nodes]
                 at = int(sure.argmax())
-                state = _FIRST + 2 * (branch.nodes.start + at) + is_blank
+                state = _state(branch.nodes.start + at, is_blank)
                 ways.append((float(sure[at]), state))
         return max(ways)
 
@@ -194,8 +204,8 @@ class _Scores:
         blanks = self.blanks.take(lexicon.ends) + lexicon.parting
         by_character, by_blank = int(characters.argmax()), int(blanks.argmax())
         if characters[by_character] >= blanks[by_blank]:
-            return float(characters[by_character]), _FIRST + 2 * int(lexicon.ends[by_character])
-        return float(blanks[by_blank]), _FIRST + 2 * int(lexicon.ends[by_blank]) + 1
+            return float(characters[by_character]), _state(int(lexicon.ends[by_character]), 0)
+        return float(blanks[by_blank]), _state(int(lexicon.ends[by_blank]), 1)
 
 
 class LexiconSearch:
@@ -316,7 +326,7 @@ class LexiconSearch:
     def _before(self, frame: _Frame, state: int) -> int:
         """The state that the best path to a state of a frame had before it."""
         lexicon, scores = self._lexicon, frame.before
-        node, is_blank = divmod(state - _FIRST, 2)
+        node, is_blank = _node(state)
         ways = [(scores.get(state), state)]
         if state < _FIRST or (not is_blank and lexicon.parents[node] < 0):
             gain = 0.0 if state < _FIRST else float(lexicon.gain[node])
@@ -326,7 +336,7 @@ class LexiconSearch:
         elif is_blank:
             ways.append((scores.get(state - 1), state - 1))
         else:
-            parent = _FIRST + 2 * int(lexicon.parents[node])
+            parent = _state(int(lexicon.parents[node]), 0)
             gain, skip = float(lexicon.gain[node]), float(lexicon.skip[node])
             ways.append((scores.get(parent + 1) + gain, parent + 1))
             ways.append((scores.get(parent) + skip + gain, parent))
