@@ -43,9 +43,8 @@ from serving.repository import Repositories  # noqa: E402
 from serving.scheduling.iterations import Iterations  # noqa: E402
 from serving.scheduling.step_policy import StepPolicy  # noqa: E402
 from serving.settings import Settings  # noqa: E402
-from serving.steppers import tokens  # noqa: E402
-from serving.steppers.decoding import best_tokens  # noqa: E402
 from serving.steppers.generation import GenerationStepper  # noqa: E402
+from serving.steppers.rows import Rows  # noqa: E402
 from serving.text import load_tokenizer  # noqa: E402
 
 ENGINE = "engine"
@@ -56,7 +55,7 @@ PARTS = {
     "end": "rows given back",
     "begin": "of requests: off to their thread, and after it keys and values put in place",
     "prepare": "rows moved, lengths, positions, which rows run where",
-    "choose": "the best tokens of all rows",
+    "choose": "what each row goes on with",
     "advance": "each request's own bookkeeping",
     "tell": "the event loop, of what came of it",
     "iteration": "the rest of the thread's work",
@@ -194,16 +193,16 @@ def instrument(clock: Clock) -> None:
     stepper._bear = clock.timed("begin", "prepare", stepper._bear)
     stepper._together = clock.timed(ENGINE, "prepare", stepper._together)
     stepper._advance = clock.timed("advance", "prepare", stepper._advance)
-    tokens_module: Any = tokens
-    tokens_module.best_tokens = clock.timed("choose", "advance", best_tokens)
+    rows: Any = Rows
+    rows.choose = clock.timed("choose", "advance", rows.choose)
     iterations: Any = Iterations
     iterations._next = clock.timed("wait", "between", iterations._next)
     iterations._flush = clock.timed("tell", "iteration", iterations._flush)
     advance, iterate = stepper._advance, iterations._iterate
 
-    def advanced(self: Any, logits: Any) -> Any:
-        clock.rows = len(logits)
-        return advance(self, logits)
+    def advanced(self: Any, best: Any, logits: Any) -> Any:
+        clock.rows = len(best)
+        return advance(self, best, logits)
 
     stepper._advance = advanced
 

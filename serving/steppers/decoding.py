@@ -47,16 +47,19 @@ def best_tokens(logits: Scores, suppressed: frozenset[int]) -> Tokens:
     `suppressed` are the settings' `suppressed_token_ids`.
     """
     best: Tokens = logits.argmax(axis=1)
-    finite = np.isfinite(logits[np.arange(len(best)), best])
-    if not finite.all():
-        best[~finite] = NOT_FINITE
+    best[~np.isfinite(logits[np.arange(len(best)), best])] = NOT_FINITE
+    replace_suppressed(best, logits, suppressed)
+    return best
+
+
+def replace_suppressed(best: Tokens, logits: Scores, suppressed: frozenset[int]) -> None:
+    """Let rows whose best token is suppressed have their best of all others."""
     if not suppressed.isdisjoint(best.tolist()):
         for row, token in enumerate(best.tolist()):
             if token in suppressed:
                 allowed = logits[row].copy()
                 allowed[list(suppressed)] = -np.inf
                 best[row] = allowed.argmax()
-    return best
 
 
 class _OneRow:
@@ -96,7 +99,7 @@ class Greedy(_OneRow):
     """The most likely token.
 
     A `plain` request needs nothing of its logits but where the largest is: `take` with what
-    `best_tokens` found for the whole batch does what `advance` does, and much faster. Nor need it
+    the graph found for the whole batch does what `advance` does, and much faster. Nor need it
     be asked at every step: see `quiet`.
     """
 

@@ -23,15 +23,16 @@ from serving.steppers.cache import reserved_extent
 from serving.steppers.decoding import decoding_for
 from serving.steppers.settings import GenerationSettings
 from serving.steppers.tokens import (
-    DECODER_FILE,
     DEFAULT_MEMORY_MB,
     DEFAULT_SLOTS,
     ENCODER_FILE,
+    LOGITS,
     OUTPUT,
     Born,
     Generation,
     TokenStepper,
     count,
+    open_decoder,
 )
 from serving.text import Tokenizer, load_tokenizer
 from serving.text.stream import TextStream
@@ -147,7 +148,7 @@ class GenerationStepper(TokenStepper[Generation]):
             for spec in self._decoder.inputs
             if spec.name not in arrays
         }
-        self._bind(arrays, logits, cache)()
+        self._bind(arrays, {LOGITS: logits}, cache)()
         packed = self._rows.packed(cache, lengths, [0] * len(lengths))
         return [Born(saved, logits[index : index + 1]) for index, saved in enumerate(packed)]
 
@@ -158,7 +159,7 @@ def load(config: ModelConfig, directory: Path) -> GenerationStepper:
     encoder = None
     if settings.is_encoder_decoder:
         encoder = open_graph(directory / ENCODER_FILE, config)
-    decoder = open_graph(directory / DECODER_FILE, config)
+    decoder = open_decoder(config, directory)
     return GenerationStepper(
         decoder,
         encoder,

@@ -32,7 +32,6 @@ from serving.steppers.processors import Scores
 from serving.steppers.settings import GENERATION_FILE, GenerationSettings
 from serving.steppers.times import TimedText, TimeRules
 from serving.steppers.tokens import (
-    DECODER_FILE,
     DEFAULT_MEMORY_MB,
     DEFAULT_SLOTS,
     ENCODER_FILE,
@@ -41,6 +40,7 @@ from serving.steppers.tokens import (
     Generation,
     TokenStepper,
     count,
+    open_decoder,
 )
 from serving.text import Tokenizer, load_tokenizer
 from serving.text.stream import TextStream
@@ -255,7 +255,7 @@ def load(config: ModelConfig, directory: Path) -> RecognitionStepper:
     hearing = WhisperSettings.load(directory)
     _check(settings, hearing, directory)
     return RecognitionStepper(
-        open_graph(directory / DECODER_FILE, config),
+        open_decoder(config, directory),
         open_graph(directory / ENCODER_FILE, config),
         settings,
         hearing,

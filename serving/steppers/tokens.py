@@ -9,13 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.config import ModelConfig
 from serving.engines.base import Graph
+from serving.engines.onnx_graph import open_graph
 from serving.errors import InferenceFailed, InvalidRequest, ModelLoadError
 from serving.scheduling.outcomes import failure
 from serving.scheduling.step_policy import Capacity
@@ -23,15 +24,18 @@ from serving.scheduling.stepper import News
 from serving.steppers.advance import Advance, Decoding
 from serving.steppers.beginnings import Beginnings
 from serving.steppers.cache import Saved
-from serving.steppers.decoding import NOT_FINITE, Greedy, best_tokens
+from serving.steppers.decoding import NOT_FINITE, Greedy, replace_suppressed
 from serving.steppers.processors import Scores
-from serving.steppers.rows import RowJob, Rows, parts
+from serving.steppers.rows import RowJob, Rows, Tokens, parts
 from serving.steppers.settings import GenerationSettings
 from serving.types import Tensors, Work
 
 OUTPUT = "text_output"
 ENCODER_FILE = "encoder.onnx"
 DECODER_FILE = "decoder.onnx"
+LOGITS = "logits"
+BEST = "best_token"
+"""The decoder's output of where the largest logit is, or `NOT_FINITE`."""
 
 FEWEST_ROWS = 4
 """That are worth a thread of their own."""
@@ -114,6 +118,7 @@ class TokenStepper(ABC, Generic[G]):
         self.capacity = Capacity(slots, memory_bytes, self._rows.cache.unit_bytes)
         self.work = Work()
         self._logits = np.zeros((slots, settings.vocab_size), np.float32)
+        self._best = np.zeros(slots, np.int64)
         self._runs: dict[tuple[int, int], Callable[[], None]] = {}
         self._threads = threads
         self._helpers = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="step-part")
@@ -253,7 +258,7 @@ class TokenStepper(ABC, Generic[G]):
         self._together([self._bound(*span) for span in parts(rows, idle, FEWEST_ROWS)])
         lengths[:] = lengths_after
         self.work.made += rows
-        return self._advance(self._logits[:rows])
+        return self._advance(self._best[:rows], self._logits[:rows])
 
     def _together(self, calls: Sequence[Callable[[], None]]) -> None:
         """Run calls at the same time, the first on this thread and the others on helpers."""
@@ -278,22 +283,21 @@ class TokenStepper(ABC, Generic[G]):
             }
             if self._rows.has_source:
                 arrays["source_lengths"] = self._rows.source_lengths[rows]
-            run = self._bind(arrays, self._logits[rows], self._rows.cache.rows(start, stop))
+            outputs: Tensors = {LOGITS: self._logits[rows], BEST: self._best[rows]}
+            run = self._bind(arrays, outputs, self._rows.cache.rows(start, stop))
             self._runs[start, stop] = run
         return run
 
-    def _bind(
-        self, arrays: Tensors, logits: npt.NDArray[np.float32], cache: Tensors
-    ) -> Callable[[], None]:
+    def _bind(self, arrays: Tensors, outputs: Tensors, cache: Tensors) -> Callable[[], None]:
         """A run that reads the cache and writes it in place."""
         written = {
             _present(name): array for name, array in cache.items() if not name.startswith("last_")
         }
-        return self._decoder.bind(arrays | cache, {"logits": logits} | written)
+        return self._decoder.bind(arrays | cache, outputs | written)
 
-    def _advance(self, logits: npt.NDArray[np.float32]) -> list[News[G]]:
+    def _advance(self, best: Tokens, logits: Scores) -> list[News[G]]:
         rows = self._rows
-        best = best_tokens(logits, self._suppressed)
+        replace_suppressed(best, logits, self._suppressed)
         rows.choose(best)
         wanted = self._ends[best]
         wanted |= rows.lengths[: len(best)] >= rows.look_at[: len(best)]
@@ -311,7 +315,7 @@ class TokenStepper(ABC, Generic[G]):
                 self._let_be(job)
         return news
 
-    def _look(self, job: G, row: int, best: int, logits: npt.NDArray[np.float32]) -> Advance:
+    def _look(self, job: G, row: int, best: int, logits: Scores) -> Advance:
         decoding = job.decoding
         if isinstance(decoding, Greedy) and decoding.plain:
             self._catch_up(job, int(self._rows.positions[row, 0]))
@@ -360,6 +364,19 @@ class TokenStepper(ABC, Generic[G]):
     def _reserve(self, jobs: Sequence[G]) -> None:
         if jobs and self._rows.reserve(jobs):
             self._runs.clear()
+
+
+def open_decoder(config: ModelConfig, directory: Path) -> Graph:
+    """Of a version directory. Raises `ModelLoadError`."""
+    path = directory / DECODER_FILE
+    decoder = open_graph(path, config)
+    missing = {LOGITS, BEST} - {spec.name for spec in decoder.outputs}
+    if missing:
+        raise ModelLoadError(
+            f"{path}: a decoder has the outputs {LOGITS!r} and {BEST!r}, and this one lacks"
+            f" {', '.join(map(repr, sorted(missing)))}; export the model again"
+        )
+    return decoder
 
 
 def count(config: ModelConfig, key: str, default: int) -> int:

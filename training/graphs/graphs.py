@@ -25,7 +25,7 @@ from training.graphs.modules import (
     Rotary,
     SourceDecoder,
 )
-from training.graphs.names import DECODER_FILE, ENCODER_FILE
+from training.graphs.names import BEST, DECODER_FILE, ENCODER_FILE, LOGITS
 from training.graphs.trace import trace
 
 # Sizes to trace with: none is 1, which would be taken for a constant, and no two are the same.
@@ -92,7 +92,7 @@ def source_decoder(model: EncoderDecoder, never: Sequence[int]) -> ModelProto:
                 "source_lengths",
                 *(name for kind in ("past", "cross", "last") for name in cache_names(kind, layers)),
             ],
-            ["logits", *cache_names("present", layers), *cache_names("present_cross", layers)],
+            [*_CHOICE, *cache_names("present", layers), *cache_names("present_cross", layers)],
             {
                 "input_ids": {0: batch},
                 "positions": {0: batch},
@@ -114,7 +114,7 @@ def _language_model(model: GPT2LMHeadModel | LlamaForCausalLM, never: Sequence[i
             LanguageModelDecoder(model, never),
             {**_tokens(_TOKENS), "past": _caches(layers, heads, _CAPACITY, head_dim)},
             [*_TOKENS_OF_ROWS, *cache_names("past", layers)],
-            ["logits", *cache_names("present", layers)],
+            [*_CHOICE, *cache_names("present", layers)],
             {
                 "input_ids": {0: batch, 1: tokens},
                 "positions": {0: batch, 1: tokens},
@@ -138,6 +138,7 @@ def _steady_rotary(model: Model) -> Iterator[None]:
 
 
 _TOKENS_OF_ROWS = ("input_ids", "positions", "lengths")
+_CHOICE = (LOGITS, BEST)
 
 
 def _tokens(tokens: int) -> dict[str, Any]:

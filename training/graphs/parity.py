@@ -17,7 +17,8 @@ from transformers import GenerationConfig, WhisperForConditionalGeneration
 
 from training.graphs.checkpoint import Model, output_layer
 from training.graphs.graphs import cache_shape
-from training.graphs.reference import LOGITS, Logits, ReferenceHost, Row, present_of
+from training.graphs.names import BEST, LOGITS
+from training.graphs.reference import Logits, ReferenceHost, Row, present_of
 from training.graphs.settings import generation_settings, renormalized
 from training.parity import Check, ParityReport, at_most, hash_files
 
@@ -91,7 +92,10 @@ def verify_generation(
             _differs_from_generate(host, model, text, settings, TOLERANCE * scale)
             for text in texts[:_TEXTS]
         )
-        checks.append(at_most("greedy texts that differ from generate()", differing, 0))
+        checks += [
+            at_most("greedy texts that differ from generate()", differing, 0),
+            check_choices(host),
+        ]
     return ParityReport(
         precision=PRECISION,
         checks=tuple(checks),
@@ -127,7 +131,10 @@ def check_interface(
         f"positions tensor(int64) ['batch', {tokens}]",
         "lengths tensor(int32) ['batch']",
     ]
-    outputs = [f"{LOGITS} tensor(float) ['batch', {vocabulary}]"]
+    outputs = [
+        f"{LOGITS} tensor(float) ['batch', {vocabulary}]",
+        f"{BEST} tensor(int64) ['batch']",
+    ]
     checks = []
     if host.encoder is not None:
         positions = getattr(config, "max_source_positions", "'source'")
@@ -151,6 +158,11 @@ def check_interface(
         check("decoder's inputs", host.decoder.get_inputs(), inputs),
         check("decoder's outputs", host.decoder.get_outputs(), outputs),
     )
+
+
+def check_choices(host: ReferenceHost) -> Check:
+    """Of all that the host has run."""
+    return at_most("best tokens that are not the largest logit's", host.wrong_choices, 0)
 
 
 def _texts(model: Model, settings: dict[str, Any], prompts: Sequence[Sequence[int]]) -> list[Text]:

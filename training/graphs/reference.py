@@ -13,9 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from training.graphs.names import DECODER_FILE, ENCODER_FILE
-
-LOGITS = "logits"
+from training.graphs.names import BEST, DECODER_FILE, ENCODER_FILE, LOGITS
 
 _LANES = 16
 """A product with one column more than these is rounded otherwise than any wider or narrower one,
@@ -46,6 +44,8 @@ class ReferenceHost:
         encoder = directory / ENCODER_FILE
         self.encoder = open_session(encoder) if encoder.exists() else None
         self._capacity = capacity
+        self.wrong_choices = 0
+        """Times that the graph has named another token than that of its largest logit."""
 
     def begin(self, source: Sequence[int] | None = None) -> Row:
         """A row without tokens; `source` is what an encoder-decoder model reads first."""
@@ -127,10 +127,12 @@ class ReferenceHost:
             binding.bind_ortvalue_input(name, value)
         for name, value in written.items():
             binding.bind_ortvalue_output(name, value)
-        binding.bind_output(LOGITS)
+        for name in (LOGITS, BEST):
+            binding.bind_output(name)
         self.decoder.run_with_iobinding(binding)
-        logits = dict(zip([*written, LOGITS], binding.get_outputs(), strict=True))[LOGITS]
-        return np.array(logits.numpy())
+        logits, best = (np.array(value.numpy()) for value in binding.get_outputs()[-2:])
+        self.wrong_choices += int((best != logits.argmax(1)).sum())
+        return logits
 
 
 def present_of(cache: str) -> str:

@@ -21,7 +21,14 @@ from serving.steppers.settings import GenerationSettings
 from serving.steppers.times import TimedText
 from serving.steppers.tokens import DECODER_FILE, ENCODER_FILE
 from serving.types import Tensors
-from training.graphs.parity import BATCH_SIZES, TOLERANCE, by_graphs, check_interface, difference
+from training.graphs.parity import (
+    BATCH_SIZES,
+    TOLERANCE,
+    by_graphs,
+    check_choices,
+    check_interface,
+    difference,
+)
 from training.graphs.proof import without_warnings
 from training.graphs.reference import Logits, ReferenceHost, Row
 from training.graphs.served import (
@@ -131,6 +138,7 @@ def _logits(
             difference(served[max(BATCH_SIZES)], served[1]) / scale,
             TOLERANCE,
         ),
+        check_choices(host),
     ]
 
 
