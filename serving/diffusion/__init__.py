@@ -1,0 +1,1 @@
+"""Images by removing noise, step by step: the arithmetic, without any graph or scheduler."""
