@@ -368,19 +368,6 @@ def open_decoder(config: ModelConfig, directory: Path) -> Graph:
     return decoder
 
 
-def count(config: ModelConfig, key: str, default: int) -> int:
-    """A whole number of the parameters. Raises `ModelLoadError`."""
-    text = config.parameters.get(key)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 1 << 20:
-        raise ModelLoadError(
-            f"model {config.name!r}: parameters {key} must be a whole number of 1 or more,"
-            f" got {text!r}"
-        )
-    return int(text)
-
-
 def _present(name: str) -> str:
     """The output that continues an input of the cache."""
     return "present_" + name.removeprefix("past_")
