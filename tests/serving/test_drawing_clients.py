@@ -183,7 +183,10 @@ def test_a_grpc_stream_gets_what_comes(server: RunningServer, expected: Any) -> 
 
 
 def test_who_leaves_is_drawn_no_more(server: RunningServer) -> None:
-    before = metric(server, "nv_inference_count", model="free")
+    def steps() -> float:
+        return metric(server, "slipway_step_duration_seconds_count", model="free")
+
+    before = steps()
     answers: queue.Queue[Any] = queue.Queue()
     with grpcclient.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
         client.start_stream(lambda result, error: answers.put(error or result))
@@ -191,9 +194,11 @@ def test_who_leaves_is_drawn_no_more(server: RunningServer) -> None:
             "free", [tensor(grpcclient, "")], parameters={"num_inference_steps": 900}
         )
         answers.get(timeout=30)
+        assert metric(server, "slipway_active_slots", model="free") == 1
         client.stop_stream(cancel_requests=True)
-    await_true(lambda: metric(server, "slipway_step_slots", model="free") == 0)
-    assert metric(server, "nv_inference_count", model="free") == before
+    await_true(lambda: metric(server, "slipway_active_slots", model="free") == 0)
+    assert 0 < steps() - before < 900
+    assert metric(server, "slipway_requests_total", model="free", outcome="cancelled") == 1
 
 
 def test_mistakes_are_named(server: RunningServer) -> None:
