@@ -6,22 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMPipeline,
-    DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tests.training.checkpoints import randomize
+
+# It does not annotate what its classes are made with.
+library: Any = diffusers
 
 TOKENS = 16
 CLASSES = 3
@@ -32,24 +25,24 @@ _MERGES = ("c a", "ca t</w>", "d o", "do g</w>", "t h", "th e</w>", "w a", "wa t
 
 def ddpm(
     directory: Path, seed: int = 0, *, unet: dict[str, Any] | None = None, **scheduler: Any
-) -> DDPMPipeline:
+) -> Any:
     """Draws 8×8 pixels without being told what; `scheduler` are settings of DDPMScheduler."""
-    pipeline = DDPMPipeline(_pixel_unet(seed, **unet or {}), DDPMScheduler(**scheduler))
+    pipeline = library.DDPMPipeline(
+        _pixel_unet(seed, **unet or {}), library.DDPMScheduler(**scheduler)
+    )
     pipeline.save_pretrained(directory)
     return pipeline
 
 
-def ddim_by_class(directory: Path, seed: int = 0, **scheduler: Any) -> DDIMPipeline:
+def ddim_by_class(directory: Path, seed: int = 0, **scheduler: Any) -> Any:
     """Draws one of three classes, in grey."""
     unet = _pixel_unet(seed, num_class_embeds=CLASSES, in_channels=1, out_channels=1)
-    pipeline = DDIMPipeline(unet, DDIMScheduler(**scheduler))
+    pipeline = library.DDIMPipeline(unet, library.DDIMScheduler(**scheduler))
     pipeline.save_pretrained(directory)
     return pipeline
 
 
-def stable_diffusion(
-    directory: Path, seed: int = 0, *, scheduler: Any = None
-) -> StableDiffusionPipeline:
+def stable_diffusion(directory: Path, seed: int = 0, *, scheduler: Any = None) -> Any:
     """Draws what a prompt of up to 16 tokens says, 16×16 pixels if it is not told otherwise."""
     torch.manual_seed(seed)
     tokenizer = _save_tokenizer(directory / "tokenizer")
@@ -69,7 +62,7 @@ def stable_diffusion(
             initializer_range=0.3,
         )
     )
-    unet = UNet2DConditionModel(
+    unet = library.UNet2DConditionModel(
         sample_size=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -79,7 +72,7 @@ def stable_diffusion(
         cross_attention_dim=32,
         attention_head_dim=2,
     )
-    vae = AutoencoderKL(
+    vae = library.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 16),
@@ -88,13 +81,13 @@ def stable_diffusion(
     )
     for part in (encoder, unet, vae):
         randomize(part)
-    pipeline = StableDiffusionPipeline(
+    pipeline = library.StableDiffusionPipeline(
         vae=vae,
         text_encoder=encoder,
         tokenizer=tokenizer,
         unet=unet,
         scheduler=scheduler
-        or PNDMScheduler(
+        or library.PNDMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
@@ -112,7 +105,7 @@ def stable_diffusion(
     return pipeline
 
 
-def _pixel_unet(seed: int, **settings: Any) -> UNet2DModel:
+def _pixel_unet(seed: int, **settings: Any) -> Any:
     torch.manual_seed(seed)
     config: dict[str, Any] = {
         "sample_size": 8,
@@ -123,7 +116,7 @@ def _pixel_unet(seed: int, **settings: Any) -> UNet2DModel:
         "norm_num_groups": 4,
         "attention_head_dim": 4,
     }
-    unet = UNet2DModel(**config | settings)
+    unet = library.UNet2DModel(**config | settings)
     randomize(unet)
     return unet
 

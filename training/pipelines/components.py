@@ -11,20 +11,29 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from diffusers.utils import logging
 from safetensors import SafetensorError
+from torch import nn
 from transformers import CLIPTextModel
 
 from training.errors import CheckpointError
 from training.graphs.checkpoint import CONFIG_FILE, load_weights, require_all_weights
 from training.pipelines.index import TEXT_ENCODER, UNET, VAE, Index
 
-UNet = UNet2DModel | UNet2DConditionModel
+
+def config_of(module: nn.Module) -> Any:
+    """What a part's config.json says, with defaults for what it does not."""
+    return module.config
 
 
-def load_unet(index: Index) -> UNet:
+def is_conditional(unet: nn.Module) -> bool:
+    """Whether a text encoder's states condition it, and it is no UNet2DModel."""
+    return isinstance(unet, UNet2DConditionModel)
+
+
+def load_unet(index: Index) -> nn.Module:
     """Raises `CheckpointError` for one that predicts or is told what no graph here has."""
     conditional = index.classes[UNET] == "UNet2DConditionModel"
     unet = _load(UNet2DConditionModel if conditional else UNet2DModel, index.directory / UNET)
-    config = unet.config
+    config = config_of(unet)
     expected = {
         "time_embedding_type": "positional",
         # With as many again it would predict the variance, too.
@@ -43,13 +52,12 @@ def load_unet(index: Index) -> UNet:
     _require(unet, index.directory / UNET, expected)
     if config.sample_size is None:
         raise CheckpointError(f"{index.directory / UNET / CONFIG_FILE}: sample_size is not set")
-    loaded: UNet = unet
-    return loaded
+    return unet
 
 
-def load_vae(index: Index, latent_channels: int) -> AutoencoderKL:
+def load_vae(index: Index, latent_channels: int) -> nn.Module:
     """Raises `CheckpointError` for one that does not decode what the UNet makes."""
-    vae: AutoencoderKL = _load(AutoencoderKL, index.directory / VAE)
+    vae = _load(AutoencoderKL, index.directory / VAE)
     expected = {
         "latent_channels": latent_channels,
         # Which the pipeline leaves out, and whoever trained it did not.
@@ -57,11 +65,10 @@ def load_vae(index: Index, latent_channels: int) -> AutoencoderKL:
         "latents_std": None,
     }
     _require(vae, index.directory / VAE, expected)
-    shift: Any = vae.config
-    if shift.shift_factor:
+    if shift := config_of(vae).shift_factor:
         raise CheckpointError(
-            f"{index.directory / VAE / CONFIG_FILE}: shift_factor is {shift.shift_factor}, which"
-            f" a {index.kind.name} does not use"
+            f"{index.directory / VAE / CONFIG_FILE}: shift_factor is {shift}, which a"
+            f" {index.kind.name} does not use"
         )
     return vae
 
@@ -80,7 +87,7 @@ def load_text_encoder(index: Index, width: int) -> CLIPTextModel:
     return encoder
 
 
-def _load(kind: Any, directory: Path) -> Any:
+def _load(kind: Any, directory: Path) -> nn.Module:
     try:
         with quiet():
             model, found = kind.from_pretrained(
@@ -99,14 +106,15 @@ def _load(kind: Any, directory: Path) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{directory}: diffusers cannot load it: {reason}") from error
-    model.requires_grad_(False)
+    module: nn.Module = model
+    module.requires_grad_(False)
     require_all_weights(directory, found)
-    return model.eval()
+    return module.eval()
 
 
-def _require(module: Any, directory: Path, expected: dict[str, Any]) -> None:
+def _require(module: nn.Module, directory: Path, expected: dict[str, Any]) -> None:
     for name, value in expected.items():
-        found = getattr(module.config, name, None)
+        found = getattr(config_of(module), name, None)
         if found != value:
             raise CheckpointError(
                 f"{directory / CONFIG_FILE}: {name} is {found!r}, and has to be {value!r}"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DModel
 from onnx import ModelProto
 from torch import Tensor, nn
 from torch.export import Dim
@@ -14,7 +13,7 @@ from transformers import CLIPTextModel
 
 from serving.diffusion.settings import Sample
 from training.graphs.trace import trace
-from training.pipelines.components import UNet
+from training.pipelines.components import config_of, is_conditional
 
 SAMPLE, TIMESTEP, CLASS_LABELS = "sample", "timestep", "class_labels"
 MODEL_OUTPUT = "model_output"
@@ -25,7 +24,7 @@ LATENTS, IMAGE = "latents", "image"
 class Unconditional(nn.Module):
     """What is traced; its arguments' names are those of the graph's inputs. So are the others'."""
 
-    def __init__(self, unet: UNet2DModel):
+    def __init__(self, unet: nn.Module):
         super().__init__()
         self.unet = unet
 
@@ -35,7 +34,7 @@ class Unconditional(nn.Module):
 
 
 class OfClass(nn.Module):
-    def __init__(self, unet: UNet2DModel):
+    def __init__(self, unet: nn.Module):
         super().__init__()
         self.unet = unet
 
@@ -45,7 +44,7 @@ class OfClass(nn.Module):
 
 
 class OfText(nn.Module):
-    def __init__(self, unet: UNet):
+    def __init__(self, unet: nn.Module):
         super().__init__()
         self.unet = unet
 
@@ -69,33 +68,32 @@ class TextEncoder(nn.Module):
 class ImageDecoder(nn.Module):
     """From latents that were divided by the scaling factor."""
 
-    def __init__(self, vae: AutoencoderKL):
+    def __init__(self, vae: nn.Module):
         super().__init__()
-        self.vae = vae
+        # Its own methods are not known to be there.
+        self.vae: Any = vae
 
     def forward(self, latents: Tensor) -> Tensor:
         image: Tensor = self.vae.decode(latents, return_dict=False)[0]
         return image
 
 
-def condition_of(unet: UNet) -> str | None:
+def condition_of(unet: nn.Module) -> str | None:
     """The name of what a UNet reads besides a sample and its timestep."""
-    if not isinstance(unet, UNet2DModel):
+    if is_conditional(unet):
         return HIDDEN_STATES
-    config: Any = unet.config
-    return None if config.num_class_embeds is None else CLASS_LABELS
+    return None if config_of(unet).num_class_embeds is None else CLASS_LABELS
 
 
-def module_of(unet: UNet) -> nn.Module:
+def module_of(unet: nn.Module) -> nn.Module:
     """With the arguments by the names that the graph has for them."""
-    if not isinstance(unet, UNet2DModel):
+    if is_conditional(unet):
         return OfText(unet)
     return Unconditional(unet) if condition_of(unet) is None else OfClass(unet)
 
 
-def unet_to_onnx(unet: UNet, sample: Sample, tokens: int) -> ModelProto:
+def unet_to_onnx(unet: nn.Module, sample: Sample, tokens: int) -> ModelProto:
     """For any batch size, and any height and width that the sample allows."""
-    config: Any = unet.config
     size = _size(sample)
     inputs = {SAMPLE: torch.zeros(2, sample.channels, *size), TIMESTEP: torch.ones(2)}
     batch = Dim("batch")
@@ -108,7 +106,7 @@ def unet_to_onnx(unet: UNet, sample: Sample, tokens: int) -> ModelProto:
         inputs[condition] = (
             torch.zeros(2, dtype=torch.int64)
             if condition == CLASS_LABELS
-            else torch.zeros(2, tokens, config.cross_attention_dim)
+            else torch.zeros(2, tokens, config_of(unet).cross_attention_dim)
         )
         axes[condition] = {0: batch}
     return trace(module_of(unet), inputs, list(inputs), [MODEL_OUTPUT], axes)
@@ -124,7 +122,7 @@ def text_encoder_to_onnx(encoder: CLIPTextModel, tokens: int) -> ModelProto:
     )
 
 
-def image_decoder_to_onnx(vae: AutoencoderKL, sample: Sample) -> ModelProto:
+def image_decoder_to_onnx(vae: nn.Module, sample: Sample) -> ModelProto:
     """For any batch size, and any height and width, or only the sample's if it has no others."""
     return trace(
         ImageDecoder(vae),

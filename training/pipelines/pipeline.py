@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from pydantic import ValidationError
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from serving.diffusion.parameters import DiffusionParameters
@@ -24,7 +24,13 @@ from serving.triton_backend import MODEL_FILE, MODEL_TEXT
 from training import durable
 from training.errors import CheckpointError
 from training.graphs.export import require_room
-from training.pipelines.components import UNet, load_text_encoder, load_unet, load_vae
+from training.pipelines.components import (
+    config_of,
+    is_conditional,
+    load_text_encoder,
+    load_unet,
+    load_vae,
+)
 from training.pipelines.graphs import image_decoder_to_onnx, text_encoder_to_onnx, unet_to_onnx
 from training.pipelines.index import SCHEDULER, TASK, TEXT_ENCODER, UNET, VAE, Index
 from training.pipelines.noise import read_noise
@@ -54,9 +60,9 @@ class Words:
 class Pipeline:
     index: Index
     settings: DiffusionSettings
-    unet: UNet
+    unet: nn.Module
     words: Words | None
-    vae: AutoencoderKL | None
+    vae: nn.Module | None
 
     @classmethod
     def load(cls, index: Index) -> Self:
@@ -64,7 +70,7 @@ class Pipeline:
         # It takes no time, and the weights do.
         read_noise(index)
         unet = load_unet(index)
-        config: Any = unet.config
+        config = config_of(unet)
         words = vae = None
         if TEXT_ENCODER in index.classes:
             encoder = load_text_encoder(index, config.cross_attention_dim)
@@ -80,7 +86,7 @@ class Pipeline:
         directory, sample = self.index.directory, self.settings.sample
         require_room(self.unet, directory / UNET)
         if self.vae is not None:
-            require_room(self.vae.decoder, directory / VAE)
+            require_room(self.vae, directory / VAE)
         if self.words is not None:
             require_room(self.words.encoder, directory / TEXT_ENCODER)
         destination.mkdir(parents=True, exist_ok=True)
@@ -166,15 +172,15 @@ parameters {{
 
 
 def _settings(
-    index: Index, unet: UNet, words: Words | None, vae: AutoencoderKL | None
+    index: Index, unet: nn.Module, words: Words | None, vae: nn.Module | None
 ) -> DiffusionSettings:
     """diffusion.json. Raises `CheckpointError` for what it cannot say."""
     noise, solver = read_noise(index)
-    config: Any = unet.config
+    config = config_of(unet)
     size = config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     # Each halves the sample, and what is odd then is not what it was when it is doubled again.
-    multiple = 2**unet.num_upsamplers if isinstance(unet, UNet2DConditionModel) else None
+    multiple = 2 ** (len(config.block_out_channels) - 1) if is_conditional(unet) else None
     if multiple is not None and (height % multiple or width % multiple):
         multiple = None
     steps = min(index.kind.num_inference_steps, noise.num_train_timesteps)
@@ -208,8 +214,8 @@ def _text(words: Words) -> Text:
     return Text(tokens=words.tokens, pad_token_id=tokenizer.pad_token_id)
 
 
-def _decoder(vae: AutoencoderKL) -> Decoder:
-    config: Any = vae.config
+def _decoder(vae: nn.Module) -> Decoder:
+    config = config_of(vae)
     return Decoder(
         scaling_factor=config.scaling_factor,
         pixels=2 ** (len(config.block_out_channels) - 1),

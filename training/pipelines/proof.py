@@ -171,7 +171,7 @@ def _samples(
     labels = [0, len(settings.classes) - 1, *chance.integers(0, len(settings.classes) or 1, _ROWS)]
     groups = []
     for size in _sizes(settings):
-        rows = []
+        rows: list[Row] = []
         for number, timestep in enumerate(timesteps):
             row: dict[str, Array] = {
                 SAMPLE: _noise(chance, settings, size),
