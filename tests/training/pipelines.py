@@ -105,6 +105,11 @@ def stable_diffusion(directory: Path, seed: int = 0, *, scheduler: Any = None) -
     return pipeline
 
 
+def tokenizer(directory: Path) -> Any:
+    """That of a pipeline, by transformers."""
+    return CLIPTokenizer.from_pretrained(directory / "tokenizer")
+
+
 def _pixel_unet(seed: int, **settings: Any) -> Any:
     torch.manual_seed(seed)
     config: dict[str, Any] = {
