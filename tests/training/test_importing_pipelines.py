@@ -111,10 +111,10 @@ def test_pixels_become_a_version(pixels: Made) -> None:
     assert config.parameters == {"task": "text_to_image", "stepper": "diffusion"}
     assert config.max_batch_size == 16
     assert [(spec.name, spec.datatype, spec.shape) for spec in config.inputs] == [
-        ("prompt", "BYTES", (1,))
+        ("prompt", "BYTES", (-1, 1))
     ]
     assert [(spec.name, spec.datatype, spec.shape) for spec in config.outputs] == [
-        ("image", "UINT8", (8, 8, 3))
+        ("image", "UINT8", (-1, 8, 8, 3))
     ]
     assert {path.name for path in pixels.version.iterdir()} == {
         *("unet.onnx", "diffusion.json", "model.py"),
@@ -167,7 +167,7 @@ def test_classes_without_names_are_called_by_their_numbers(by_class: Made) -> No
 
 def test_a_latent_pipeline_becomes_a_version(painter: Made) -> None:
     config = read_config(painter.version.parent)
-    assert [spec.shape for spec in config.outputs] == [(-1, -1, 3)]
+    assert [spec.shape for spec in config.outputs] == [(-1, -1, -1, 3)]
     assert {path.name for path in painter.version.iterdir()} == {
         *("unet.onnx", "text_encoder.onnx", "vae_decoder.onnx"),
         *("diffusion.json", "tokenizer.json", "model.py"),
@@ -212,12 +212,12 @@ def test_latents_become_the_pipelines_image(painter: Made) -> None:
     pipeline = library.StableDiffusionPipeline.from_pretrained(painter.directory)
     pipeline.scheduler = library.DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    latents = noise(1, 4, 12, 6)
+    latents = noise(1, 4, 16, 8)
     expected = pipeline(
         "the cat",
         negative_prompt="a dog",
-        height=24,
-        width=12,
+        height=32,
+        width=16,
         num_inference_steps=3,
         guidance_scale=3.0,
         latents=torch.from_numpy(latents),
@@ -246,7 +246,7 @@ def test_latents_become_the_pipelines_image(painter: Made) -> None:
         latents = scheduler.step(guided, time, torch.from_numpy(latents)).prev_sample.numpy()
     scaled = latents / np.float32(settings.decoder.scaling_factor)
     image = painter.run("vae_decoder", latents=scaled + np.float32(settings.decoder.shift_factor))
-    assert image.shape == (1, 3, 24, 12)
+    assert image.shape == (1, 3, 32, 16)
     assert near((image / 2 + 0.5).clip(0, 1), expected)
 
 
@@ -319,8 +319,9 @@ def test_a_ddim_pipeline_takes_what_it_needs_of_another_scheduler(
     directory = own("pixels")
     edit(directory / "model_index.json", _class_name="DDIMPipeline")
     schedule(directory, library.EulerDiscreteScheduler(num_train_timesteps=20))
-    # As DDIMPipeline makes one, which has its own defaults.
-    expected = NoiseSchedule(num_train_timesteps=20, timestep_spacing="leading")
+    own_config = library.DDIMPipeline.from_pretrained(directory).scheduler.config
+    assert own_config.clip_sample
+    expected = NoiseSchedule(num_train_timesteps=20, timestep_spacing=own_config.timestep_spacing)
     assert read_noise(Index.load(directory)) == (expected, "ddim")
 
 
@@ -356,7 +357,7 @@ def edit(path: Path, **changes: object) -> None:
         ("DPMSolverMultistep", {"solver_order": 3}, "solver_order=3"),
         ("DPMSolverMultistep", {"final_sigmas_type": "sigma_min"}, "final_sigmas_type="),
         ("EulerDiscrete", {}, "scheduler is EulerDiscreteScheduler, and those"),
-        ("LMSDiscrete", {}, "scheduler is LMSDiscreteScheduler, and those"),
+        ("UniPCMultistep", {}, "scheduler is UniPCMultistepScheduler, and those"),
     ],
 )
 def test_a_scheduler_without_an_equal_is_refused_by_name(

@@ -244,7 +244,7 @@ def _by_torch(module: nn.Module, rows: Sequence[Row]) -> list[Array]:
         array: Array = output.numpy()
         return array
 
-    return _by_batches(run, rows, 1)
+    return _by_batches(run, rows, len(rows))
 
 
 def _running(session: ort.InferenceSession) -> Callable[[dict[str, Array]], Array]:
