@@ -71,7 +71,13 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def by_class(tmp_path_factory: pytest.TempPathFactory) -> Made:
     directory = tmp_path_factory.mktemp("pipelines") / "by-class"
     pipelines.ddim_by_class(directory, prediction_type="v_prediction")
-    return imported(directory)
+    with pytest.MonkeyPatch.context() as patch:
+        # As if it were so large that its graph cannot hold its weights.
+        patch.setattr("training.pipelines.graphs.LARGEST_GRAPH", 0)
+        made = imported(directory)
+    assert (made.version / "unet.onnx.data").stat().st_size > 50_000
+    assert (made.version / "unet.onnx").stat().st_size < 200_000
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from serving.diffusion.settings import (
 from serving.triton_backend import MODEL_FILE, MODEL_TEXT
 from training import durable
 from training.errors import CheckpointError
-from training.graphs.export import require_room
 from training.pipelines.components import (
     config_of,
     is_conditional,
@@ -31,8 +30,8 @@ from training.pipelines.components import (
     load_unet,
     load_vae,
 )
-from training.pipelines.graphs import image_decoder_to_onnx, text_encoder_to_onnx, unet_to_onnx
-from training.pipelines.index import SCHEDULER, TASK, TEXT_ENCODER, UNET, VAE, Index
+from training.pipelines.graphs import write_image_decoder, write_text_encoder, write_unet
+from training.pipelines.index import SCHEDULER, TASK, TEXT_ENCODER, Index
 from training.pipelines.noise import read_noise
 from training.pipelines.tokenizer import load_tokenizer, save_tokenizer
 
@@ -79,26 +78,15 @@ class Pipeline:
         return cls(index, _settings(index, unet, words, vae), unet, words, vae)
 
     def export(self, destination: Path) -> None:
-        """Write graphs, diffusion.json, a tokenizer and Triton's model.py into a directory.
-
-        Raises `CheckpointError`.
-        """
-        directory, sample = self.index.directory, self.settings.sample
-        require_room(self.unet, directory / UNET)
-        if self.vae is not None:
-            require_room(self.vae, directory / VAE)
-        if self.words is not None:
-            require_room(self.words.encoder, directory / TEXT_ENCODER)
-        destination.mkdir(parents=True, exist_ok=True)
+        """Write graphs, diffusion.json, a tokenizer and Triton's model.py into a directory."""
+        sample = self.settings.sample
         tokens = self.words.tokens if self.words else 0
-        graphs = {UNET_FILE: unet_to_onnx(self.unet, sample, tokens)}
+        write_unet(self.unet, sample, tokens, destination / UNET_FILE)
         if self.words is not None:
-            graphs[TEXT_ENCODER_FILE] = text_encoder_to_onnx(self.words.encoder, tokens)
+            write_text_encoder(self.words.encoder, tokens, destination / TEXT_ENCODER_FILE)
             save_tokenizer(self.words.tokenizer, destination)
         if self.vae is not None:
-            graphs[IMAGE_DECODER_FILE] = image_decoder_to_onnx(self.vae, sample)
-        for name, graph in graphs.items():
-            (destination / name).write_bytes(graph.SerializeToString())
+            write_image_decoder(self.vae, sample, destination / IMAGE_DECODER_FILE)
         self.settings.save(destination)
         durable.write(destination / MODEL_FILE, MODEL_TEXT)
 
