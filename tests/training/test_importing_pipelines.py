@@ -522,7 +522,7 @@ def masked(directory: Path) -> None:
         (inpainting, "unet: the weights have another shape than config.json says: conv_in.weight"),
         (with_times, "unet: the weights lack time_embedding.cond_proj.weight"),
         (quantized, "unet/config.json: quantization_config is set"),
-        (without_size, "unet/config.json: sample_size is not set"),
+        (without_size, "unet/config.json: sample_size is None, and has to be a number or two"),
         (shifted, "vae/config.json: shift_factor is 0.1"),
         (without_scheduler, "scheduler has no scheduler_config.json"),
         (without_merges, "tokenizer has no merges.txt"),

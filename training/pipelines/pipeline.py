@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from pydantic import ValidationError
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from serving.diffusion.parameters import DiffusionParameters
 from serving.diffusion.settings import (
     IMAGE_DECODER_FILE,
     TEXT_ENCODER_FILE,
     UNET_FILE,
-    Decoder,
     DiffusionSettings,
-    Sample,
-    Text,
 )
 from serving.triton_backend import MODEL_FILE, MODEL_TEXT
 from training import durable
-from training.errors import CheckpointError
 from training.pipelines.components import (
     config_of,
-    is_conditional,
     load_text_encoder,
     load_unet,
     load_vae,
@@ -33,26 +25,13 @@ from training.pipelines.components import (
 from training.pipelines.graphs import write_image_decoder, write_text_encoder, write_unet
 from training.pipelines.index import SCHEDULER, TASK, TEXT_ENCODER, Index
 from training.pipelines.noise import read_noise
-from training.pipelines.tokenizer import load_tokenizer, save_tokenizer
+from training.pipelines.settings import diffusion_settings
+from training.pipelines.words import Words, load_tokenizer, save_tokenizer
 
 STEPPER = "diffusion"
 MAX_BATCH_SIZE = 16
 
 PROMPT, IMAGE = "prompt", "image"
-
-
-@dataclass(frozen=True)
-class Words:
-    """What reads a prompt."""
-
-    encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-
-    @property
-    def tokens(self) -> int:
-        # transformers does not annotate it.
-        tokenizer: Any = self.tokenizer
-        return int(tokenizer.model_max_length)
 
 
 @dataclass(frozen=True)
@@ -66,8 +45,7 @@ class Pipeline:
     @classmethod
     def load(cls, index: Index) -> Self:
         """Raises `CheckpointError` for a pipeline that cannot be exported as what it is."""
-        # It takes no time, and the weights do.
-        read_noise(index)
+        noise = read_noise(index)
         unet = load_unet(index)
         config = config_of(unet)
         words = vae = None
@@ -75,7 +53,7 @@ class Pipeline:
             encoder = load_text_encoder(index, config.cross_attention_dim)
             words = Words(encoder, load_tokenizer(index, encoder))
             vae = load_vae(index, config.in_channels)
-        return cls(index, _settings(index, unet, words, vae), unet, words, vae)
+        return cls(index, diffusion_settings(index, noise, unet, words, vae), unet, words, vae)
 
     def export(self, destination: Path) -> None:
         """Write graphs, diffusion.json, a tokenizer and Triton's model.py into a directory."""
@@ -157,55 +135,3 @@ parameters {{
             for part in self.index.left_out
         ]
         return tuple(sentences)
-
-
-def _settings(
-    index: Index, unet: nn.Module, words: Words | None, vae: nn.Module | None
-) -> DiffusionSettings:
-    """diffusion.json. Raises `CheckpointError` for what it cannot say."""
-    noise, solver = read_noise(index)
-    config = config_of(unet)
-    size = config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    # Each halves the sample, and what is odd then is not what it was when it is doubled again.
-    multiple = 2 ** (len(config.block_out_channels) - 1) if is_conditional(unet) else None
-    if multiple is not None and (height % multiple or width % multiple):
-        multiple = None
-    steps = min(index.kind.num_inference_steps, noise.num_train_timesteps)
-    classes = config.num_class_embeds or 0
-    try:
-        return DiffusionSettings(
-            noise=noise,
-            sample=Sample(
-                channels=config.in_channels, height=height, width=width, multiple=multiple
-            ),
-            classes=tuple((str(number),) for number in range(classes)),
-            text=_text(words) if words else None,
-            decoder=_decoder(vae) if vae else None,
-            defaults=DiffusionParameters(
-                num_inference_steps=steps,
-                guidance_scale=index.kind.guidance_scale,
-                scheduler=solver,
-            ),
-        )
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(map(str, problem["loc"]))
-        reason = problem["msg"].removeprefix("Value error, ")
-        raise CheckpointError(
-            f"{index.directory}: {field + ': ' if field else ''}{reason}"
-        ) from error
-
-
-def _text(words: Words) -> Text:
-    tokenizer: Any = words.tokenizer
-    return Text(tokens=words.tokens, pad_token_id=tokenizer.pad_token_id)
-
-
-def _decoder(vae: nn.Module) -> Decoder:
-    config = config_of(vae)
-    return Decoder(
-        scaling_factor=config.scaling_factor,
-        pixels=2 ** (len(config.block_out_channels) - 1),
-        channels=config.out_channels,
-    )
