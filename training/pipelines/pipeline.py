@@ -105,26 +105,25 @@ parameters {{
     def remarks(self) -> tuple[str, ...]:
         """Sentences for the model's card: what is drawn, how, and what was left out."""
         settings, defaults = self.settings, self.settings.defaults
-        size = f"{settings.pixels * settings.sample.width}×"
-        size += f"{settings.pixels * settings.sample.height} pixels"
-        said = "without being told what"
+        sample, pixels = settings.sample, settings.pixels
+        size = f"{pixels * sample.width}×{pixels * sample.height} pixels"
+        if sample.multiple is not None:
+            size += f", or any others that are multiples of {pixels * sample.multiple}"
+        drawn = "without being told what"
         if settings.classes:
-            said = f"one of {len(settings.classes)} classes, by number: they have no names here"
+            drawn = f"one of {len(settings.classes)} classes, by number: they have no names here"
         elif settings.text:
-            said = f"what a prompt of up to {settings.text.tokens} tokens says"
+            drawn = f"what a prompt of up to {settings.text.tokens} tokens says"
         sentences = [
-            f"It draws {said}. An image has {size}"
-            + (
-                f", or any others that are multiples of"
-                f" {settings.pixels * settings.sample.multiple}."
-                if settings.sample.multiple
-                else "."
-            ),
+            f"It draws {drawn}. An image has {size}.",
             f"Unless a request says otherwise, it takes {defaults.num_inference_steps} steps of"
             f" {defaults.scheduler} with a guidance scale of {defaults.guidance_scale:g}.",
         ]
         if settings.classes:
-            sentences.append("It was not trained without a class, and so nothing guides it.")
+            sentences.append(
+                "Whether one of the classes stands for none, its files do not say: nothing guides"
+                " it."
+            )
         if (scheduler := self.index.classes[SCHEDULER]) == "PNDMScheduler":
             sentences.append(
                 f"The checkpoint's own scheduler, {scheduler}, is not served: ddim is in its place."

@@ -36,6 +36,8 @@ def diffusion_settings(
             sample=Sample(
                 channels=config.in_channels, height=height, width=width, multiple=multiple
             ),
+            # None of them is unconditional: no file could say so, and guidance by a class that
+            # means something would draw away from it.
             classes=tuple((str(number),) for number in range(classes)),
             text=_text(words) if words else None,
             decoder=_decoder(vae) if vae else None,
