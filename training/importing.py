@@ -269,7 +269,7 @@ def import_checkpoint(
 def _card(
     name: str, checkpoint: Path, found: Recognized, remarks: Sequence[str], parity: ParityReport
 ) -> str:
-    inside = "".join(f"{remark}\n" for remark in remarks)
+    inside = "".join(f"{line}\n" for line in ["", *remarks]) if remarks else ""
     return f"""\
 # {name}
 

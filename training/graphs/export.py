@@ -19,7 +19,7 @@ from training.graphs.graphs import to_onnx
 from training.graphs.settings import generation_settings, renormalized
 from training.graphs.tokenizers import read_tokenizer
 
-_LARGEST_GRAPH = 2**31 - 1
+LARGEST_GRAPH = 2**31 - 1
 """Bytes that one protobuf message can have."""
 
 
@@ -47,11 +47,16 @@ def export_loaded(model: Model, checkpoint: Path, destination: Path) -> None:
 
 def require_room(module: nn.Module, checkpoint: Path) -> None:
     """Raises `CheckpointError` for a module that is larger than a graph can be."""
-    size = sum(weight.numel() * weight.element_size() for weight in module.parameters())
-    if size > _LARGEST_GRAPH:
+    size = size_of(module)
+    if size > LARGEST_GRAPH:
         raise CheckpointError(
             f"{checkpoint}: the weights are {size / 2**30:.1f} GiB in FP32, and a graph holds 2"
         )
+
+
+def size_of(module: nn.Module) -> int:
+    """Bytes of all weights."""
+    return sum(weight.numel() * weight.element_size() for weight in module.parameters())
 
 
 def checked(settings: dict[str, Any]) -> GenerationSettings:

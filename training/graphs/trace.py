@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from torch import nn
+
+WEIGHTS_SUFFIX = ".data"
 
 SMALLEST_HALVED = 1024
 """Numbers of the smallest tensor that is worth storing in half the bytes."""
@@ -28,6 +31,38 @@ def trace(
     dynamic_shapes: Mapping[str, Any],
 ) -> ModelProto:
     """Trace a module. Its arguments may be nested; the names are their tensors', in order."""
+    graph: ModelProto = _traced(
+        module, inputs, input_names, output_names, dynamic_shapes
+    ).model_proto
+    _halve(graph)
+    onnx.checker.check_model(graph, full_check=True)
+    return graph
+
+
+def trace_into(
+    path: Path,
+    module: nn.Module,
+    inputs: Mapping[str, Any],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_shapes: Mapping[str, Any],
+) -> None:
+    """The same of a module of any size: its weights are written into a second file.
+
+    That has the graph's name and `WEIGHTS_SUFFIX`, and has to stay beside it.
+    """
+    program = _traced(module, inputs, input_names, output_names, dynamic_shapes)
+    ir.save(program.model, path, external_data=path.name + WEIGHTS_SUFFIX)
+    onnx.checker.check_model(path, full_check=True)
+
+
+def _traced(
+    module: nn.Module,
+    inputs: Mapping[str, Any],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_shapes: Mapping[str, Any],
+) -> torch.onnx.ONNXProgram:
     with quiet("torch.onnx"), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
@@ -42,10 +77,7 @@ def trace(
     # Notes on where each node comes from hold the paths of source files.
     ClearMetadataAndDocStringPass()(program.model)
     _leave_shapes(program.model)
-    graph = program.model_proto
-    _halve(graph)
-    onnx.checker.check_model(graph, full_check=True)
-    return graph
+    return program
 
 
 def _leave_shapes(model: ir.Model) -> None:

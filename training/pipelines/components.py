@@ -50,8 +50,14 @@ def load_unet(index: Index) -> nn.Module:
             "attention_type": "default",
         }
     _require(unet, index.directory / UNET, expected)
-    if config.sample_size is None:
-        raise CheckpointError(f"{index.directory / UNET / CONFIG_FILE}: sample_size is not set")
+    match config.sample_size:
+        case int() | [int(), int()]:
+            pass
+        case other:
+            raise CheckpointError(
+                f"{index.directory / UNET / CONFIG_FILE}: sample_size is {other!r}, and has to be"
+                " a number or two"
+            )
     return unet
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from onnx import ModelProto
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers import CLIPTextModel
 
 from serving.diffusion.settings import Sample
-from training.graphs.trace import trace
+from training.graphs.export import LARGEST_GRAPH, size_of
+from training.graphs.trace import trace, trace_into
 from training.pipelines.components import config_of, is_conditional
 
 SAMPLE, TIMESTEP, CLASS_LABELS = "sample", "timestep", "class_labels"
@@ -92,7 +93,7 @@ def module_of(unet: nn.Module) -> nn.Module:
     return Unconditional(unet) if condition_of(unet) is None else OfClass(unet)
 
 
-def unet_to_onnx(unet: nn.Module, sample: Sample, tokens: int) -> ModelProto:
+def write_unet(unet: nn.Module, sample: Sample, tokens: int, path: Path) -> None:
     """For any batch size, and any height and width that the sample allows."""
     size = _size(sample)
     inputs = {SAMPLE: torch.zeros(2, sample.channels, *size), TIMESTEP: torch.ones(2)}
@@ -109,28 +110,42 @@ def unet_to_onnx(unet: nn.Module, sample: Sample, tokens: int) -> ModelProto:
             else torch.zeros(2, tokens, config_of(unet).cross_attention_dim)
         )
         axes[condition] = {0: batch}
-    return trace(module_of(unet), inputs, list(inputs), [MODEL_OUTPUT], axes)
+    _write(path, module_of(unet), inputs, MODEL_OUTPUT, axes)
 
 
-def text_encoder_to_onnx(encoder: CLIPTextModel, tokens: int) -> ModelProto:
-    return trace(
+def write_text_encoder(encoder: CLIPTextModel, tokens: int, path: Path) -> None:
+    _write(
+        path,
         TextEncoder(encoder),
         {INPUT_IDS: torch.zeros(2, tokens, dtype=torch.int64)},
-        [INPUT_IDS],
-        [HIDDEN_STATES],
+        HIDDEN_STATES,
         {INPUT_IDS: {0: Dim("batch")}},
     )
 
 
-def image_decoder_to_onnx(vae: nn.Module, sample: Sample) -> ModelProto:
+def write_image_decoder(vae: nn.Module, sample: Sample, path: Path) -> None:
     """For any batch size, and any height and width, or only the sample's if it has no others."""
-    return trace(
+    _write(
+        path,
         ImageDecoder(vae),
         {LATENTS: torch.zeros(2, sample.channels, *_size(sample))},
-        [LATENTS],
-        [IMAGE],
+        IMAGE,
         {LATENTS: {0: Dim("batch"), **_axes(sample.multiple and 1)}},
     )
+
+
+def _write(
+    path: Path,
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    output: str,
+    axes: Mapping[str, Mapping[int, Any]],
+) -> None:
+    if size_of(module) > LARGEST_GRAPH:
+        trace_into(path, module, inputs, list(inputs), [output], axes)
+    else:
+        graph = trace(module, inputs, list(inputs), [output], axes)
+        path.write_bytes(graph.SerializeToString())
 
 
 def _size(sample: Sample) -> Sequence[int]:

@@ -19,6 +19,8 @@ from training.pipelines.index import SCHEDULER, SCHEDULERS, Index
 
 SCHEDULER_FILE = "scheduler_config.json"
 
+Noise = tuple[NoiseSchedule, SolverName]
+
 _NEUTRAL: Mapping[str, object] = {
     "trained_betas": None,
     "thresholding": False,
@@ -51,7 +53,7 @@ _WITHOUT_EFFECT = {
 }
 
 
-def read_noise(index: Index) -> tuple[NoiseSchedule, SolverName]:
+def read_noise(index: Index) -> Noise:
     """What a pipeline's scheduler says, as its pipeline uses it.
 
     Raises `CheckpointError`, naming a setting that has no equal.

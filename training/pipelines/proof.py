@@ -35,7 +35,8 @@ from training.pipelines.graphs import (
     condition_of,
     module_of,
 )
-from training.pipelines.pipeline import Pipeline, Words
+from training.pipelines.pipeline import Pipeline
+from training.pipelines.words import Words
 from training.runs import FLOAT32
 
 TOLERANCE = 1e-4

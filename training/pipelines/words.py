@@ -1,8 +1,9 @@
-"""CLIP's tokenizer, as serving reads it."""
+"""What reads a prompt: CLIP's text encoder, and its tokenizer as serving reads it."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,18 @@ from training.errors import CheckpointError
 from training.pipelines.index import TOKENIZER, Index
 
 _VOCABULARIES = (("vocab.json", "merges.txt"), (TOKENIZER_FILE,))
+
+
+@dataclass(frozen=True)
+class Words:
+    encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+
+    @property
+    def tokens(self) -> int:
+        # transformers does not annotate it.
+        tokenizer: Any = self.tokenizer
+        return int(tokenizer.model_max_length)
 
 
 def load_tokenizer(index: Index, encoder: CLIPTextModel) -> CLIPTokenizer:
