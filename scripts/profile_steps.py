@@ -43,6 +43,7 @@ from serving.repository import Repositories  # noqa: E402
 from serving.scheduling.iterations import Iterations  # noqa: E402
 from serving.scheduling.step_policy import StepPolicy  # noqa: E402
 from serving.settings import Settings  # noqa: E402
+from serving.steppers.crew import Crew  # noqa: E402
 from serving.steppers.generation import GenerationStepper  # noqa: E402
 from serving.steppers.rows import Rows  # noqa: E402
 from serving.text import load_tokenizer  # noqa: E402
@@ -191,7 +192,8 @@ def instrument(clock: Clock) -> None:
     stepper.begin = clock.timed("begin", "iteration", stepper.begin)
     stepper.step = clock.timed("prepare", "iteration", stepper.step)
     stepper._bear = clock.timed("begin", "prepare", stepper._bear)
-    stepper._together = clock.timed(ENGINE, "prepare", stepper._together)
+    crew: Any = Crew
+    crew.run = clock.timed(ENGINE, "prepare", crew.run)
     stepper._advance = clock.timed("advance", "prepare", stepper._advance)
     rows: Any = Rows
     rows.choose = clock.timed("choose", "advance", rows.choose)

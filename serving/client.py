@@ -19,7 +19,7 @@ url_option = click.option(
 @url_option
 def health(url: str) -> None:
     """Exit with 0 if the server is ready for requests, with 1 if not."""
-    status, _ = _call(url, "GET", "/v2/health/ready")
+    status, _, _ = _call(url, "GET", "/v2/health/ready")
     if status != 200:
         raise click.ClickException(f"{url} is not ready")
     click.echo("ready")
@@ -37,22 +37,45 @@ def list_models(url: str) -> None:
 @click.command()
 @click.argument("name")
 @click.argument("input_file", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option(
+    "--output", metavar="FILE", type=click.Path(path_type=Path), help="Write the answer there."
+)
 @url_option
-def infer(name: str, input_file: Path, url: str) -> None:
+def infer(name: str, input_file: Path, output: Path | None, url: str) -> None:
     """Send the file INPUT to the model NAME of a running server and print its answer.
 
     \b
     slipway infer digits digit.png
+    slipway infer digits-diffusion prompt.txt --output seven.png
     """
     try:
         body = input_file.read_bytes()
     except OSError as error:
         raise click.ClickException(f"{input_file}: {error.strerror}") from error
-    click.echo(json.dumps(_post(url, f"/models/{quote(name, safe='')}", body), indent=2))
+    status, media_type, answer = _call(url, "POST", f"/models/{quote(name, safe='')}", body)
+    if status != 200 or media_type == "application/json":
+        content = json.dumps(_read(url, status, answer), indent=2)
+        if output is None:
+            click.echo(content)
+            return
+        answer = f"{content}\n".encode()
+    if output is None:
+        raise click.ClickException(
+            f"the answer is {len(answer):,} bytes of {media_type}; say where with --output FILE"
+        )
+    try:
+        output.write_bytes(answer)
+    except OSError as error:
+        raise click.ClickException(f"{output}: {error.strerror}") from error
+    click.echo(f"wrote {output}")
 
 
 def _post(url: str, path: str, body: bytes) -> Any:
-    status, raw = _call(url, "POST", path, body)
+    status, _, raw = _call(url, "POST", path, body)
+    return _read(url, status, raw)
+
+
+def _read(url: str, status: int, raw: bytes) -> Any:
     try:
         answer = json.loads(raw)
     except ValueError as error:
@@ -62,7 +85,7 @@ def _post(url: str, path: str, body: bytes) -> Any:
     return answer
 
 
-def _call(url: str, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+def _call(url: str, method: str, path: str, body: bytes = b"") -> tuple[int, str, bytes]:
     try:
         address = urlsplit(url)
         host, port = address.hostname, address.port
@@ -76,7 +99,7 @@ def _call(url: str, method: str, path: str, body: bytes = b"") -> tuple[int, byt
     try:
         connection.request(method, path, body, {"Content-Type": "application/octet-stream"})
         response = connection.getresponse()
-        return response.status, response.read()
+        return response.status, response.getheader("content-type", ""), response.read()
     except (OSError, http.client.HTTPException) as error:
         raise click.ClickException(
             f"no HTTP answer from {url}: {error!r:.100}; is the server up?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -13,13 +14,16 @@ import urllib.error
 import urllib.request
 import venv
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from load import Outcome, Plan, Result
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -136,6 +140,13 @@ def run_script(name: str, plan: dict[str, Any]) -> dict[str, Any]:
     )
     result: dict[str, Any] = json.loads(finished.stdout)
     return result
+
+
+def alone(function: Callable[..., T], *arguments: object) -> T:
+    """In a process of its own, which leaves nothing behind."""
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, fresh) as process:
+        return process.submit(function, *arguments).result()
 
 
 def environment(directory: Path) -> Path:

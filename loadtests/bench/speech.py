@@ -20,15 +20,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import clips
 import numpy as np
@@ -37,7 +34,7 @@ import speech_floor
 from clips import Clip
 from load import Group, Plan, Result
 from machine import machine
-from processes import HERE, ROOT, Server, environment, run_load, slipway, start_held
+from processes import HERE, ROOT, Server, alone, environment, run_load, slipway, start_held
 from report import table
 from scenarios import percentile
 from speech_floor import Rate, Way
@@ -47,7 +44,6 @@ from wire import Wire
 FLOOR = "bare loop"
 PACKAGES = ("onnxruntime", "numpy", "soundfile", "soxr")
 SAMPLE = 32
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -154,13 +150,6 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=1, help="of the recordings (1)")
     add("--min-same", type=float, default=0.95, help="of texts, as in the bare graph (0.95)")
     return parser.parse_args()
-
-
-def alone(function: Callable[..., T], *arguments: object) -> T:
-    """In a process of its own, which leaves nothing behind."""
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, fresh) as process:
-        return process.submit(function, *arguments).result()
 
 
 class Bench:

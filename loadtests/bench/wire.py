@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+from base64 import b64encode
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import soundfile
+from PIL import Image
 
-Wire = Literal["task", "v2", "recording", "waveform"]
+Wire = Literal["task", "v2", "recording", "waveform", "picture", "pixels"]
 """For texts, `POST /models/NAME` with JSON, as all servers here understand it, or protocol v2,
-binary. For recordings, `POST /models/NAME` with the file's bytes, or protocol v2 with samples."""
+binary. For recordings, `POST /models/NAME` with the file's bytes, or protocol v2 with samples. For
+drawings, `POST /models/NAME` for a PNG, or protocol v2."""
 
 LENGTH_HEADER = b"inference-header-content-length"
 
 
 def request(wire: Wire, model: str, given: str, max_new_tokens: int) -> bytes:
-    """A whole HTTP request. `given` is a text, or the path of a recording."""
+    """A whole HTTP request. `given` is a text, the path of a recording, or a drawing's prompt and
+    parameters in JSON."""
     parameters = {"max_new_tokens": max_new_tokens}
     match wire:
         case "task":
@@ -36,13 +41,27 @@ def request(wire: Wire, model: str, given: str, max_new_tokens: int) -> bytes:
             samples, _ = soundfile.read(given, dtype="float32")
             waveform = {"name": "waveform", "datatype": "FP32", "shape": [1, len(samples)]}
             return _infer(model, waveform, samples.tobytes(), "logits", {})
+        case "picture":
+            return _post(f"/models/{model}", given.encode(), "Content-Type: application/json")
+        case "pixels":
+            wish = json.loads(given)
+            element = wish["inputs"].encode()
+            tensor = struct.pack("<I", len(element)) + element
+            prompt = {"name": "prompt", "datatype": "BYTES", "shape": [1, 1]}
+            return _infer(model, prompt, tensor, "image", {"parameters": wish["parameters"]})
 
 
 def answer(wire: Wire, body: bytes, header_length: int) -> str:
     """The text in the body of a response. `header_length` is what `LENGTH_HEADER` says, or 0.
 
-    Of logits the text is the likeliest class of every frame, in numbers.
+    Of logits the text is the likeliest class of every frame, in numbers; of a drawing, its pixels
+    in base64.
     """
+    if wire == "pixels":
+        return b64encode(body[header_length:]).decode()
+    if wire == "picture":
+        with Image.open(io.BytesIO(body)) as picture:
+            return b64encode(picture.tobytes()).decode()
     if wire == "v2":
         return body[header_length + 4 :].decode()
     if wire == "waveform":

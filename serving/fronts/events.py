@@ -24,3 +24,16 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._events):
             await self.stream_response(send)
+
+
+async def begun(events: AsyncGenerator[bytes, None]) -> EventStream:
+    """A stream whose first event is there: the answer's status is that of it. Raises what it
+    raises."""
+    return EventStream(_after(await anext(events), events))
+
+
+async def _after(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        yield first
+        async for following in events:
+            yield following

@@ -17,6 +17,7 @@ from serving.fronts import (
     metrics,
     openai,
     openai_audio,
+    openai_images,
     openai_realtime,
     task_api,
     v2_control,
@@ -63,6 +64,7 @@ def build_http(
     asking = Asking(server)
     app.include_router(openai.router(server, restrictions))
     app.include_router(openai_audio.router(server, asking, restrictions, max_body_bytes, statuses))
+    app.include_router(openai_images.router(server, asking, restrictions, max_body_bytes, statuses))
     app.include_router(openai_realtime.router(server, restrictions, statuses))
     app.include_router(metrics.router(server.metrics.registry))
     for kind in (HTTPException, SlipwayError, Exception):

@@ -23,7 +23,7 @@ from serving.errors import RequestError, shown
 from serving.fronts.asgi import describe, read_body
 from serving.fronts.asking import Asking
 from serving.fronts.checked import about, checked
-from serving.fronts.events import EventStream, event
+from serving.fronts.events import begun, event
 from serving.fronts.form import Form, parse_form
 from serving.fronts.openai import TAG, openai_error
 from serving.fronts.prompt import expecting
@@ -107,8 +107,7 @@ def router(
         outputs = asking.outputs(wishes.model, recording, received, in_parts=wishes.stream)
         if wishes.stream:
             events = _events(outputs, listener, statuses)
-            # The status is that of the first event, so it must be there before anything is sent.
-            return EventStream(_after(await anext(events), events))
+            return await begun(events)
         async with aclosing(_pushed(listener, outputs)) as pushed:
             async for _ in pushed:
                 pass
@@ -250,13 +249,6 @@ async def _events(
 
 def _delta(text: str) -> bytes:
     return event(orjson.dumps({"type": "transcript.text.delta", "delta": text}))
-
-
-async def _after(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(events):
-        yield first
-        async for following in events:
-            yield following
 
 
 def _json(transcript: _AnyTranscript, wishes: _Wishes, task: _Recogniser) -> Response:

@@ -21,7 +21,7 @@ from serving.fronts.asking import Asking
 from serving.fronts.checked import checked
 from serving.fronts.restricted import Restrictions
 from serving.server import Server
-from serving.tasks import Question, Task
+from serving.tasks import File, Question, Task
 
 _TARGET = re.compile(r"/models/([^/]+)")
 
@@ -55,7 +55,10 @@ OPERATION: Mapping[str, Any] = {
             },
         },
     },
-    "responses": {"200": {"description": "The answer"}, "400": {"description": "What is wrong"}},
+    "responses": {
+        "200": {"description": "The answer: JSON, or a file, such as a PNG"},
+        "400": {"description": "What is wrong"},
+    },
 }
 
 
@@ -84,14 +87,19 @@ class TaskRoute:
 
     async def __call__(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         headers: Headers = []
+        media_type = JSON
         try:
             check_post(scope, self._restrictions, "inference")
-            content = orjson.dumps(await self._answer(name, dict(scope["headers"]), receive))
+            answer = await self._answer(name, dict(scope["headers"]), receive)
+            if isinstance(answer, File):
+                content, media_type = answer.content, answer.media_type.encode()
+            else:
+                content = orjson.dumps(answer)
             status = 200
         except Exception as error:
             status, message, headers = describe(error, self._statuses)
             content = error_body(message)
-        headers.append((b"content-type", JSON))
+        headers.append((b"content-type", media_type))
         await respond(send, status, [content], headers)
 
     async def _answer(self, name: str, asked: Mapping[bytes, bytes], receive: Receive) -> object:

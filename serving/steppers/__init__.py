@@ -15,6 +15,7 @@ from serving.errors import ModelLoadError
 from serving.scheduling.stepper import Stepper
 
 STEPPERS = {
+    "diffusion": "serving.steppers.diffusion:load",
     "generation": "serving.steppers.generation:load",
     "recognition": "serving.steppers.recognition:load",
 }

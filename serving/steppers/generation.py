@@ -21,6 +21,7 @@ from serving.scheduling.stepper import News
 from serving.steppers.beginnings import Tokens, alike, padded
 from serving.steppers.cache import reserved_extent
 from serving.steppers.decoding import decoding_for
+from serving.steppers.options import count
 from serving.steppers.settings import GenerationSettings
 from serving.steppers.tokens import (
     DEFAULT_MEMORY_MB,
@@ -31,7 +32,6 @@ from serving.steppers.tokens import (
     Born,
     Generation,
     TokenStepper,
-    count,
     open_decoder,
 )
 from serving.text import Tokenizer, load_tokenizer

@@ -27,6 +27,7 @@ from serving.speech.whisper import WAVEFORM, WhisperSettings, language_mark
 from serving.steppers.advance import Advance, Decoding, require_finite
 from serving.steppers.cache import reserved_extent
 from serving.steppers.decoding import decoding_for
+from serving.steppers.options import count
 from serving.steppers.parameters import GenerationParameters, validated
 from serving.steppers.processors import Scores
 from serving.steppers.settings import GENERATION_FILE, GenerationSettings
@@ -39,7 +40,6 @@ from serving.steppers.tokens import (
     Born,
     Generation,
     TokenStepper,
-    count,
     open_decoder,
 )
 from serving.text import Tokenizer, load_tokenizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
 from typing import Generic, TypeVar
@@ -227,10 +227,3 @@ def _prefix(spec: TensorSpec) -> str:
 
 def _furthest(jobs: Sequence[RowJob]) -> Sequence[int]:
     return [max(each) for each in zip(*(job.extents for job in jobs), strict=True)]
-
-
-def parts(rows: int, most: int, fewest_rows: int) -> Iterator[tuple[int, int]]:
-    """Up to `most` spans of like size that make up the first rows; none, if there are no rows."""
-    count = max(min(1, rows), min(most, rows // fewest_rows))
-    for part in range(count):
-        yield rows * part // count, rows * (part + 1) // count

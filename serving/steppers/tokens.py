@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -24,9 +23,10 @@ from serving.scheduling.stepper import News
 from serving.steppers.advance import Advance, Decoding
 from serving.steppers.beginnings import Beginnings
 from serving.steppers.cache import Saved
+from serving.steppers.crew import Crew, parts
 from serving.steppers.decoding import NOT_FINITE, Greedy, replace_suppressed
 from serving.steppers.processors import Scores
-from serving.steppers.rows import RowJob, Rows, Tokens, parts
+from serving.steppers.rows import RowJob, Rows, Tokens
 from serving.steppers.settings import GenerationSettings
 from serving.types import Tensors, Work
 
@@ -121,7 +121,7 @@ class TokenStepper(ABC, Generic[G]):
         self._best = np.zeros(slots, np.int64)
         self._runs: dict[tuple[int, int], Callable[[], None]] = {}
         self._threads = threads
-        self._helpers = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="step-part")
+        self._crew = Crew(threads)
         self._beginnings = Beginnings[G, Born](max(1, threads - 1))
         self._unborn: set[G] = set()
         """Begun, without rows yet."""
@@ -188,7 +188,7 @@ class TokenStepper(ABC, Generic[G]):
         return {OUTPUT: value}
 
     def close(self) -> None:
-        self._helpers.shutdown()
+        self._crew.close()
         self._beginnings.close()
         self._runs.clear()
         self._rows.cache.clear()
@@ -255,21 +255,10 @@ class TokenStepper(ABC, Generic[G]):
         np.add(lengths, 1, out=lengths_after)
         self._rows.positions[:rows, 0] = lengths
         idle = max(1, self._threads - self._beginnings.busy)
-        self._together([self._bound(*span) for span in parts(rows, idle, FEWEST_ROWS)])
+        self._crew.run([self._bound(*span) for span in parts(rows, idle, FEWEST_ROWS)])
         lengths[:] = lengths_after
         self.work.made += rows
         return self._advance(self._best[:rows], self._logits[:rows])
-
-    def _together(self, calls: Sequence[Callable[[], None]]) -> None:
-        """Run calls at the same time, the first on this thread and the others on helpers."""
-        first, *others = calls
-        helpers = [self._helpers.submit(call) for call in others]
-        try:
-            first()
-        finally:
-            wait(helpers)
-        for helper in helpers:
-            helper.result()
 
     def _bound(self, start: int, stop: int) -> Callable[[], None]:
         """A step of some rows."""
@@ -377,19 +366,6 @@ def open_decoder(config: ModelConfig, directory: Path) -> Graph:
             f" {', '.join(map(repr, sorted(missing)))}; export the model again"
         )
     return decoder
-
-
-def count(config: ModelConfig, key: str, default: int) -> int:
-    """A whole number of the parameters. Raises `ModelLoadError`."""
-    text = config.parameters.get(key)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 1 << 20:
-        raise ModelLoadError(
-            f"model {config.name!r}: parameters {key} must be a whole number of 1 or more,"
-            f" got {text!r}"
-        )
-    return int(text)
 
 
 def _present(name: str) -> str:

@@ -17,6 +17,7 @@ from serving.types import Parameter, Tensors, TensorSpec
 TASKS = {
     "automatic-speech-recognition": "serving.tasks.speech_recognition:load",
     "image_classification": "serving.tasks.image_classification:ImageClassification.load",
+    "text_to_image": "serving.tasks.text_to_image:TextToImage.load",
     "text_generation": "serving.tasks.text_generation:TextGeneration.load",
     "translation": "serving.tasks.translation:Translation.load",
 }
@@ -36,6 +37,14 @@ class Question:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     further: Sequence[Tensors] = ()
     in_sequence: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An answer that is no JSON."""
+
+    content: bytes
+    media_type: str
 
 
 class Task(Protocol):
@@ -69,7 +78,7 @@ class Task(Protocol):
         ...
 
     def postprocess(self, outputs: Tensors, question: Question) -> Any:
-        """From the model's answer to what is sent back as JSON."""
+        """From the model's answer to what is sent back: a `File`, or anything that is JSON."""
         ...
 
 

@@ -38,3 +38,12 @@ def as_texts(payload: object) -> list[str]:
     if not texts:
         raise InvalidRequest("inputs: expected a text or an array of them, got an empty array")
     return texts
+
+
+def as_one_text(payload: object) -> str:
+    """Raises `InvalidRequest`."""
+    if isinstance(payload, str):
+        return payload
+    if isinstance(payload, bytes):
+        return as_texts(payload)[0]
+    raise InvalidRequest(f"inputs: expected a text, got {shown(payload)}")
