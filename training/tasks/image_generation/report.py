@@ -118,7 +118,7 @@ def report(
     """Draw with the checkpoint as anybody would load it, and judge; leaves two pictures, too."""
     denoiser, scheduler = network.load(run.checkpoint)
     labels = len(images.labels)
-    classes = np.arange(max(1, recipe.judging.samples // labels) * labels) % labels
+    classes = classes_to_draw(recipe, labels)
     judge = Judge(images, split.train)
     held_out = _some_of_each(images.targets, split.held_out, len(classes) // labels)
     real = judge.features(images.read(held_out))
@@ -159,6 +159,11 @@ def report(
         classifier_accuracy=accuracy,
         nearest=seek_copies(drawn[standard], images, split.train, split.held_out),
     )
+
+
+def classes_to_draw(recipe: DiffusionRecipe, labels: int) -> Classes:
+    """Of each picture that a model is judged by: every class in turn."""
+    return np.arange(max(1, recipe.judging.samples // labels) * labels) % labels
 
 
 def _some_of_each(targets: Classes, indices: Indices, most: int) -> Indices:

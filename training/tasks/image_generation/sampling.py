@@ -37,11 +37,16 @@ def draw(
 ) -> Images:
     """One picture of each of the classes, [picture, channel, row, column]; `shape` is of one.
 
-    `device` is where the network is. The same seed makes the same pictures on the same machine. Guidance is that of Ho and Salimans,
-    2022, with `diffusers`' scale: 1 is without.
+    Each begins with noise by a seed of its own, the first with `seed`, as served; `device` is where
+    the network is. Guidance is that of Ho and Salimans, 2022, with `diffusers`' scale: 1 is
+    without.
     """
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((len(classes), *shape), generator=generator)
+    noise = torch.stack(
+        [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed + number))
+            for number in range(len(classes))
+        ]
+    )
     starts = range(0, len(classes), BATCH)
     drawn = []
     for start in tqdm(starts, f"drawing in {settings.num_inference_steps} steps", leave=False):
