@@ -87,7 +87,7 @@ def _tiny(recipe: DiffusionRecipe) -> DiffusionRecipe:
             "passes": 1,
             "model": Model(widths=(16, 32), layers=1, dropout=0.0),
             "sampling": recipe.sampling.model_copy(update={"num_inference_steps": 5}),
-            "judging": Judging(samples=40, steps=(2, 5)),
+            "judging": Judging(samples=200, steps=(2, 5)),
             "schedule": Schedule(warmup_epochs=0.2, final_fraction=0.01),
             "acceptance": _anything(recipe.acceptance),
         }

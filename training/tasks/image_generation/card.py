@@ -102,8 +102,8 @@ chosen.
 {_SOURCES[data.source].format(width=data.width, height=data.height, resample=data.resample)}
 
 {report.examples.train} pictures were learned from, {report.examples.validation} show in the \
-curves how it went, and {report.examples.held_out} were held out for the figures below. The parts are \
-fixed by the sha256 of each picture; copies of a picture are always in the same part.
+curves how it went, and {report.examples.held_out} were held out for the figures below. The parts \
+are fixed by the sha256 of each picture; copies of a picture are always in the same part.
 
 ## Quality
 
@@ -124,8 +124,9 @@ as it is served, by `slipway export`, it agrees with \
 {parity.measurements[SERVED_AGREEMENT]:.4f} of as many pictures.
 - **Fréchet distance** (Heusel et al., 2017): between the Gaussians that have the means and \
 covariances of those {COMPONENTS} components, of half of the held-out pictures and of as many \
-drawn ones, in the same proportions of classes; the mean of {CUTS} random halves. {_halves(quality)} It \
-is in the components of this classifier and cannot be compared with other models' FID.
+drawn ones, in the same proportions of classes; the mean of {CUTS} random halves. \
+{_halves(quality)} It is in the components of this classifier, and cannot be compared with other \
+models' FID.
 {_copies(report)}
 
 {_goals(recipe, report)}\

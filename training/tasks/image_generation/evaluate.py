@@ -21,8 +21,8 @@ LEARNED_FROM = 5000
 """Pictures of the training part that the classifier learns from, if there are more."""
 CUTS = 20
 """Of the held-out pictures in two, over which the Fréchet distances are averaged."""
-FEWEST = 20
-"""Held-out pictures without which there is no distance between two halves to speak of."""
+FEWEST = 4 * COMPONENTS
+"""Held-out pictures without which a half is too small to have a covariance to speak of."""
 _CHUNK = 1024
 
 Features = npt.NDArray[np.float64]

@@ -167,8 +167,8 @@ def draw_served(directory: Path, classes: Classes, seed: int) -> Images:
     async def ask(scheduler: StepScheduler[Any], number: int, which: int) -> npt.NDArray[np.uint8]:
         prompt = np.array([[settings.classes[which][0].encode()]], np.object_)
         request = InferRequest("", {PROMPT: prompt}, parameters={"seed": seed + number})
-        [image] = (await scheduler.infer(request, 1))[IMAGE]
-        return image.transpose(2, 0, 1)
+        pixels: npt.NDArray[np.uint8] = (await scheduler.infer(request, 1))[IMAGE][0]
+        return pixels.transpose(2, 0, 1)
 
     async def ask_all() -> Images:
         stepper = DiffusionStepper(

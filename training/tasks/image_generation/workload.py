@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.checkpoint import EpochRecord, Weights
+from training.errors import DataError
 from training.runs import RunDirectory
 from training.split import Indices
 from training.tasks.image_classification.images import LabelledImages, hash_images, split_images
@@ -34,6 +35,8 @@ class DiffusionWorkload:
     loss_unit = "mean square"
 
     def __init__(self, recipe: DiffusionRecipe, images: LabelledImages):
+        """Raises `DataError` for classes that no prompt could tell apart."""
+        _require_distinct(images.labels)
         self.recipe = recipe
         self.images = images
         self.split = split_images(images)
@@ -131,6 +134,18 @@ class DiffusionWorkload:
         )
         said = network(noisy, timesteps.float(), classes)
         return functional.mse_loss(said, target, reduction="none").mean(dim=(1, 2, 3))
+
+
+def _require_distinct(labels: Sequence[str]) -> None:
+    """A prompt may write a class in capitals or without."""
+    first: dict[str, str] = {}
+    for label in labels:
+        twin = first.setdefault(label.casefold(), label)
+        if twin != label:
+            raise DataError(
+                f"the classes {twin!r} and {label!r} have the same name but for capitals;"
+                " rename one of the folders"
+            )
 
 
 def _total(errors: Tensor) -> Tensor:
