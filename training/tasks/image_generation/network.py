@@ -94,15 +94,17 @@ def build(recipe: DiffusionRecipe, classes: int) -> UNet2DModel:
 def build_scheduler(recipe: DiffusionRecipe) -> DDIMScheduler:
     """How noise is added, and taken back: the cosine schedule of Nichol and Dhariwal, 2021.
 
-    With "trailing", the first step starts from noise alone, as drawing does (Lin et al., 2023).
-    What a step takes for the picture is not clipped: clipped, and with the noise left as it is,
-    guidance ruins pictures, and the more steps there are, the more.
+    With "trailing", the first step starts from noise alone, as drawing does (Lin et al., 2023);
+    whoever predicts the noise has nothing to say there, and begins a little later. What a step
+    takes for the picture is not clipped: clipped, and with the noise left as it is, guidance ruins
+    pictures, and the more steps there are, the more.
     """
+    prediction_type = recipe.diffusion.prediction_type
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="squaredcos_cap_v2",
-        prediction_type=recipe.diffusion.prediction_type,
-        timestep_spacing="trailing",
+        prediction_type=prediction_type,
+        timestep_spacing="leading" if prediction_type == "epsilon" else "trailing",
         clip_sample=False,
     )
 
