@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.diffusion.settings import NoiseSchedule
+from tests.drawing import write_painter
 from tests.serving import speech_models
 from tests.training import checkpoints
 from training.importing import import_checkpoint
@@ -111,3 +113,23 @@ def test_a_step_is_taken_apart(repository: Path) -> None:
     print(out)
     assert "engine" in out
     assert "overhead" in out
+
+
+def test_drawing_is_measured_against_the_bare_loop(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    write_painter(repository, "painter", has_classes=True, noise=NoiseSchedule())
+    out = run(
+        *("loadtests/bench/drawing.py", tmp_path, "--model-repository", repository),
+        *("--model", "painter", "--out", tmp_path, "--contenders", "slipway", "slipway-v2"),
+        *("--rounds", "1", "--seconds", "0.5", "--warmup-s", "0.2", "--search-s", "0.1"),
+        *("--clients", "4", "--short-clients", "2", "--long-clients", "2"),
+    )
+    print(out)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["same"] == {"slipway": 1.0, "slipway-v2": 1.0}
+    assert results["rows_of_a_step"] == 2
+    assert results["floor"][0] > 0
+    for found in results["mixed"].values():
+        assert found["steps_per_s"][0] > 0
+        assert found["failed"] == 0
+    assert "| bare loop " in out

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +17,6 @@ from training.card import parity_table
 from training.errors import CheckpointError, PublishRefused
 from training.graphs.checkpoint import (
     WEIGHTS,
-    Architecture,
     Model,
     architecture_of,
     load_model,
@@ -25,6 +26,9 @@ from training.graphs.promise import config_text
 from training.graphs.proof import prove
 from training.graphs.tokenizers import read_tokenizer
 from training.parity import ParityReport
+from training.pipelines import proof as pipeline_proof
+from training.pipelines.index import MODEL_INDEX_FILE, Index
+from training.pipelines.pipeline import Pipeline
 from training.promise import keep_promise, promise
 from training.publish import CARD_FILE, MANIFEST_FILE, take_next_version
 from training.recognizers import wav2vec2, wav2vec2_proof, whisper, whisper_proof
@@ -57,7 +61,7 @@ class Manifest(Record):
     checkpoint: str
     """The name of its directory."""
     weights: dict[str, str]
-    """File name -> sha256 of the checkpoint's weights."""
+    """File, in that directory -> sha256 of the checkpoint's weights."""
     packages: dict[str, str]
     sha256: dict[str, str]
 
@@ -67,6 +71,11 @@ class Import(Protocol):
 
     All raise `CheckpointError` for what cannot be exported.
     """
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Sentences on what is inside, and what is not."""
+        ...
 
     def config(self, name: str) -> str:
         """The config.pbtxt of a model of that name."""
@@ -83,6 +92,8 @@ class Import(Protocol):
 
 class TextImport:
     """Of a model that generates text from text."""
+
+    remarks = ()
 
     def __init__(self, checkpoint: Path, model: Model, task: str):
         self._checkpoint = checkpoint
@@ -101,6 +112,8 @@ class TextImport:
 
 
 class Wav2Vec2Import:
+    remarks = ()
+
     def __init__(self, checkpoint: Path, model: Wav2Vec2ForCTC):
         wav2vec2.check_architecture(checkpoint, model.config)
         self._checkpoint = checkpoint
@@ -118,6 +131,8 @@ class Wav2Vec2Import:
 
 
 class WhisperImport:
+    remarks = ()
+
     def __init__(self, checkpoint: Path, model: WhisperForConditionalGeneration):
         self._checkpoint = checkpoint
         self._model = model
@@ -134,6 +149,55 @@ class WhisperImport:
         return whisper_proof.prove(directory, self._model, self._extractor)
 
 
+class PipelineImport:
+    """Of a model that draws."""
+
+    def __init__(self, index: Index):
+        self._pipeline = Pipeline.load(index)
+        self.remarks = self._pipeline.remarks()
+
+    def config(self, name: str) -> str:
+        return self._pipeline.config_text(name)
+
+    def export(self, destination: Path) -> None:
+        self._pipeline.export(destination)
+
+    def prove(self, directory: Path) -> ParityReport:
+        return pipeline_proof.prove(directory, self._pipeline)
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """What a directory holds; `open` reads its weights, in which nothing has looked yet."""
+
+    architecture: str
+    task: str
+    weights: Sequence[Path]
+    packages: tuple[str, ...]
+    open: Callable[[], Import]
+
+
+def recognize(checkpoint: Path) -> Recognized:
+    """Look at a directory's files. Raises `CheckpointError` if it cannot be exported."""
+    if (checkpoint / MODEL_INDEX_FILE).exists():
+        index = Index.load(checkpoint)
+        return Recognized(
+            index.kind.name,
+            index.kind.task,
+            index.weights(),
+            (*PACKAGES, "diffusers"),
+            lambda: PipelineImport(index),
+        )
+    architecture = architecture_of(checkpoint)
+    return Recognized(
+        architecture.name,
+        architecture.task,
+        sorted(checkpoint.glob(WEIGHTS)),
+        PACKAGES,
+        lambda: _opened(checkpoint, load_model(checkpoint), architecture.task),
+    )
+
+
 def _opened(checkpoint: Path, model: PreTrainedModel, task: str) -> Import:
     if isinstance(model, Wav2Vec2ForCTC):
         return Wav2Vec2Import(checkpoint, model)
@@ -143,19 +207,27 @@ def _opened(checkpoint: Path, model: PreTrainedModel, task: str) -> Import:
     return TextImport(checkpoint, model, task)
 
 
+@dataclass(frozen=True)
+class Imported:
+    version: Path
+    """Its directory."""
+    parity: ParityReport
+    remarks: Sequence[str]
+
+
 def import_checkpoint(
     checkpoint: Path, repository: Path, name: str | None, task: str | None
-) -> tuple[Path, ParityReport]:
-    """Export, compare with torch, and publish; returns the new version directory and the proof.
+) -> Imported:
+    """Export, compare with torch, and publish.
 
     `name` is the model's, by default the checkpoint directory's; `task` is only checked. Raises
     `CheckpointError` for what cannot be exported, `ParityError` when the graphs do not compute what
     torch does, and `PublishRefused` when callers of the model were promised something else.
     """
-    architecture = architecture_of(checkpoint)
-    if task not in (None, architecture.task):
+    found = recognize(checkpoint)
+    if task not in (None, found.task):
         raise CheckpointError(
-            f"{checkpoint}: {architecture.name} is for the task {architecture.task}, not {task}"
+            f"{checkpoint}: {found.architecture} is for the task {found.task}, not {task}"
         )
     name = name or checkpoint.resolve().name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -164,7 +236,7 @@ def import_checkpoint(
             " choose one with --name"
         )
     directory = repository / name
-    opened = _opened(checkpoint, load_model(checkpoint), architecture.task)
+    opened = found.open()
     config = opened.config(name)
     if (directory / CONFIG_FILE).exists():
         keep_promise(directory, config)
@@ -175,32 +247,35 @@ def import_checkpoint(
         parity.require()
         parity.save(staged / PARITY_FILE)
         (staged / CARD_FILE).write_text(
-            _card(name, checkpoint, architecture, parity), encoding="utf-8"
+            _card(name, checkpoint, found, opened.remarks, parity), encoding="utf-8"
         )
         Manifest(
-            task=architecture.task,
+            task=found.task,
             precision=parity.precision,
-            architecture=architecture.name,
+            architecture=found.architecture,
             checkpoint=checkpoint.resolve().name,
             weights={
-                path.name: sha256_hex(path.read_bytes())
-                for path in sorted(checkpoint.glob(WEIGHTS))
+                path.relative_to(checkpoint).as_posix(): sha256_hex(path.read_bytes())
+                for path in found.weights
             },
-            packages={package: version(package) for package in PACKAGES},
+            packages={package: version(package) for package in found.packages},
             sha256={path.name: sha256_hex(path.read_bytes()) for path in sorted(staged.iterdir())},
         ).save(staged / MANIFEST_FILE)
         directory.mkdir(exist_ok=True)
         promise(directory, config)
-        return take_next_version(directory, staged), parity
+        return Imported(take_next_version(directory, staged), parity, opened.remarks)
 
 
-def _card(name: str, checkpoint: Path, architecture: Architecture, parity: ParityReport) -> str:
+def _card(
+    name: str, checkpoint: Path, found: Recognized, remarks: Sequence[str], parity: ParityReport
+) -> str:
+    inside = "".join(f"{remark}\n" for remark in remarks)
     return f"""\
 # {name}
 
-{architecture.name}, for the task `{architecture.task}`, imported from the checkpoint
+{found.architecture}, for the task `{found.task}`, imported from the checkpoint
 `{checkpoint.resolve().name}` as it is: what it was trained on and how good it is, its makers know.
-
+{inside}
     slipway import {checkpoint.resolve().name} --name {name} --model-repository DIR
 
 The exported graphs were compared with torch:

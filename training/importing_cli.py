@@ -11,7 +11,9 @@ import click
 @click.argument("checkpoint", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--task",
-    type=click.Choice(["translation", "text_generation", "automatic-speech-recognition"]),
+    type=click.Choice(
+        ["translation", "text_generation", "automatic-speech-recognition", "text_to_image"]
+    ),
     help="Refuse a checkpoint that is for another.  [default: what its architecture is for]",
 )
 @click.option(
@@ -31,16 +33,23 @@ def import_model(
     Marian, GPT-2, Llama, Wav2Vec2 (with CTC) and Whisper architectures, as safetensors. The
     exported graphs are compared with torch, and published only if they compute the same.
 
+    A diffusers pipeline has a directory, too: DDPMPipeline, DDIMPipeline and
+    StableDiffusionPipeline, with the schedulers DDPM, DDIM, Euler (discrete), DPM-Solver++
+    (multistep) and PNDM, in whose place DDIM is served. Nothing is downloaded.
+
     \b
-    Example:
+    Examples:
       slipway import opus-mt-en-de --model-repository model_repo
+      slipway import stable-diffusion --name painter
     """
     # torch and transformers take seconds to import, and --help answers at once.
     from training.importing import import_checkpoint
 
-    version, parity = import_checkpoint(checkpoint, model_repository, name, task)
-    for check in parity.checks:
+    imported = import_checkpoint(checkpoint, model_repository, name, task)
+    for check in imported.parity.checks:
         if isinstance(check.measured, float):
             click.echo(f"passed  {check.name}: {check.measured:.4g}, limit {check.limit:.4g}")
-    click.echo(f"made {version}")
+    for remark in imported.remarks:
+        click.echo(remark)
+    click.echo(f"made {imported.version}")
     click.echo(f"next: slipway serve --model-repository {model_repository}")

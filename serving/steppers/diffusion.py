@@ -13,6 +13,7 @@ import numpy as np
 
 from serving.config import ModelConfig
 from serving.diffusion.settings import (
+    DIFFUSION_FILE,
     IMAGE_DECODER_FILE,
     TEXT_ENCODER_FILE,
     UNET_FILE,
@@ -21,7 +22,7 @@ from serving.diffusion.settings import (
 from serving.diffusion.solvers import advance
 from serving.engines.base import Graph
 from serving.engines.onnx_graph import open_graph
-from serving.errors import InferenceFailed
+from serving.errors import InferenceFailed, InvalidRequest, ModelLoadError
 from serving.scheduling.outcomes import failure
 from serving.scheduling.step_policy import Capacity
 from serving.scheduling.stepper import News
@@ -96,18 +97,23 @@ class DiffusionStepper:
         """Of what was done before a step that came to nothing."""
 
     def plan(self, request: InferRequest, *, streams: bool) -> Sequence[Drawing]:
-        return self._planner.plan(request, streams=streams)
+        jobs = self._planner.plan(request, streams=streams)
+        for job in jobs:
+            if not self.capacity.admits(job):
+                raise InvalidRequest(
+                    f"a guided image needs {job.rows} slots, and this model has"
+                    f" {self.capacity.slots}"
+                )
+        return jobs
 
     def begin(self, jobs: Sequence[Drawing]) -> list[News[Drawing]]:
         for job in jobs:
             job.sample = job.noise.normal(job.shape) * np.float32(job.plan.start)
             job.clean = np.zeros(job.shape, np.float32)
             self.memory_bytes += job.sample.nbytes + job.clean.nbytes
-        if self._text_encoder is None:
-            for job in jobs:
-                job.is_ready = True
-        else:
-            self._aside.start(jobs, partial(self._encode, self._text_encoder, jobs), tokens=1)
+            job.is_ready = self._text_encoder is None
+        if self._text_encoder is not None:
+            self._read_prompts(jobs, self._text_encoder)
         return []
 
     def step(self, jobs: Sequence[Drawing]) -> list[News[Drawing]]:
@@ -153,6 +159,9 @@ class DiffusionStepper:
         self._aside.close()
         self._crew.close()
 
+    def _read_prompts(self, jobs: Sequence[Drawing], encoder: Graph) -> None:
+        self._aside.start(jobs, partial(self._encode, encoder, jobs), tokens=1)
+
     def _encode(self, encoder: Graph, jobs: Sequence[Drawing]) -> list[_Told]:
         told = [job.wanted for job in jobs] + [job.unwanted for job in jobs if job.rows == 2]
         states = encoder.run({"input_ids": np.stack(_present(told))})[self._condition_name]
@@ -171,15 +180,7 @@ class DiffusionStepper:
         """What has been done aside, but for those who have left meanwhile."""
         for begun in self._aside.finished(wait_for_one=wait_for_one):
             if isinstance(begun.results, Exception):
-                if len(begun.jobs) > 1:  # only that one shall fail which must
-                    for job in begun.jobs:
-                        if not job.has_left:
-                            job_alone = [job]
-                            assert self._text_encoder is not None
-                            encode = partial(self._encode, self._text_encoder, job_alone)
-                            self._aside.start(job_alone, encode, tokens=1)
-                elif not begun.jobs[0].has_left:
-                    yield News(begun.jobs[0], failure(begun.results), is_last=True)
+                yield from self._failed(begun.jobs, begun.results)
                 continue
             for job, result in zip(begun.jobs, begun.results, strict=True):
                 if job.has_left:
@@ -189,6 +190,17 @@ class DiffusionStepper:
                 else:
                     job.wanted, job.unwanted = result.wanted, result.unwanted
                     job.is_ready = True
+
+    def _failed(self, jobs: Sequence[Drawing], error: Exception) -> Iterable[News[Drawing]]:
+        """Only that one shall fail which must."""
+        for job in jobs:
+            if job.has_left:
+                continue
+            if len(jobs) == 1:
+                yield News(job, failure(error), is_last=True)
+            else:
+                assert self._text_encoder is not None, "images are decoded one by one"
+                self._read_prompts([job], self._text_encoder)
 
     def _computed(self, jobs: Sequence[Drawing]) -> Floats:
         """What the network says of each job's sample, guided if it is to be."""
@@ -270,8 +282,18 @@ def load(config: ModelConfig, directory: Path) -> DiffusionStepper:
     """From a version directory. Raises `ModelLoadError`."""
     settings = DiffusionSettings.load(directory)
     has_text, has_decoder = settings.text is not None, settings.decoder is not None
+    path = directory / UNET_FILE
+    unet = open_graph(path, config)
+    told = "class_labels" if settings.classes else "encoder_hidden_states" if has_text else None
+    expected = {"sample", "timestep", told} - {None}
+    if {spec.name for spec in unet.inputs} != expected:
+        names = ", ".join(sorted(spec.name for spec in unet.inputs))
+        raise ModelLoadError(
+            f"{path}: expected the inputs {', '.join(sorted(map(str, expected)))}, as"
+            f" {DIFFUSION_FILE} has it, got {names}"
+        )
     return DiffusionStepper(
-        open_graph(directory / UNET_FILE, config),
+        unet,
         settings,
         text_encoder=open_graph(directory / TEXT_ENCODER_FILE, config) if has_text else None,
         tokenizer=load_tokenizer(directory) if has_text else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -23,7 +24,7 @@ from diffusers import (
 
 from serving.config import ModelConfig
 from serving.diffusion.settings import NoiseSchedule
-from serving.errors import InferenceFailed, InvalidRequest
+from serving.errors import InferenceFailed, InvalidRequest, ModelLoadError
 from serving.pbtxt import read_config
 from serving.scheduling.meter import LateMeter
 from serving.scheduling.stepping import StepScheduler
@@ -304,4 +305,24 @@ def test_what_cannot_be_drawn_is_refused(
     with pytest.raises(InvalidRequest) as error:
         stepper.plan(asked(prompt, **parameters), streams=False)
     assert problem in str(error.value)
+    stepper.close()
+
+
+def test_a_graph_that_is_not_of_its_settings_is_refused(tmp_path: Path) -> None:
+    write_painter(tmp_path, "painter", has_classes=True, noise=NOISE)
+    path = tmp_path / "painter/1/diffusion.json"
+    document = json.loads(path.read_text())
+    document.update(classes=[], unconditional_class=None)
+    path.write_text(json.dumps(document))
+    with pytest.raises(ModelLoadError, match=r"unet.onnx: expected the inputs sample, timestep,"):
+        open_stepper(tmp_path, "painter")
+
+
+def test_who_needs_more_slots_than_there_are_is_refused(tmp_path: Path) -> None:
+    few = 'parameters { key: "slots" value { string_value: "1" } }'
+    write_painter(tmp_path, "painter", has_classes=True, noise=NOISE, settings=few)
+    stepper = open_stepper(tmp_path, "painter")
+    assert stepper.plan(asked("one", guidance_scale=1.0), streams=False)
+    with pytest.raises(InvalidRequest, match="needs 2 slots, and this model has 1"):
+        stepper.plan(asked("one", guidance_scale=2.0), streams=False)
     stepper.close()

@@ -61,7 +61,7 @@ def marian(directory: Path, seed: int = 0, **settings: Any) -> MarianMTModel:
     }
     model = MarianMTModel(MarianConfig(**config | settings))
     model.final_logits_bias.normal_()
-    _randomize(model)
+    randomize(model)
     model.save_pretrained(directory)
     _save_marian_tokenizer(directory)
     return model
@@ -80,7 +80,7 @@ def gpt2(directory: Path, seed: int = 0, **settings: Any) -> GPT2LMHeadModel:
         "eos_token_id": 0,
     }
     model = GPT2LMHeadModel(GPT2Config(**config | settings))
-    _randomize(model)
+    randomize(model)
     model.save_pretrained(directory)
     return model
 
@@ -101,7 +101,7 @@ def llama(directory: Path, seed: int = 0, **settings: Any) -> LlamaForCausalLM:
         "eos_token_id": 0,
     }
     model = LlamaForCausalLM(LlamaConfig(**config | settings))
-    _randomize(model)
+    randomize(model)
     model.save_pretrained(directory)
     return model
 
@@ -133,7 +133,7 @@ def wav2vec2(
         "pad_token_id": 0,
     }
     model = Wav2Vec2ForCTC(Wav2Vec2Config(**config | settings))
-    _randomize(model)
+    randomize(model)
     model.save_pretrained(directory)
     return model
 
@@ -174,7 +174,7 @@ def whisper(
         "decoder_start_token_id": start,
     }
     model = WhisperForConditionalGeneration(WhisperConfig(**config | settings))
-    _randomize(model)
+    randomize(model)
     generation: Any = model.generation_config
     # As it is made, what it says besides is taken for the model's own and forgotten.
     generation._from_model_config = False
@@ -195,7 +195,7 @@ def whisper(
     return model
 
 
-def _randomize(model: torch.nn.Module) -> None:
+def randomize(model: torch.nn.Module) -> None:
     """Biases and norms too: as they are made, they change nothing and would hide a mistake."""
     model.train(False)
     with torch.no_grad():

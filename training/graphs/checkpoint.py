@@ -6,7 +6,7 @@ Everything is read from the directory; nothing in it is run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +69,8 @@ ARCHITECTURES = (
 
 _OPTIONAL_FILES = ("tokenizer_config.json",)
 
-_CONSTANTS = (".attn.masked_bias",)
-"""Ends of names under which early GPT-2 checkpoints keep what is no weight."""
+_CONSTANTS = (".attn.masked_bias", ".embeddings.position_ids")
+"""Ends of names under which early GPT-2 and CLIP checkpoints keep what is no weight."""
 
 _FOR_TRAINING = (".masked_spec_embed",)
 """Ends of names of weights that have no part in inference, and that many checkpoints lack."""
@@ -116,11 +116,15 @@ def load_checkpoint(checkpoint: Path) -> Model:
 
 def load_model(checkpoint: Path) -> PreTrainedModel:
     """The model in FP32, ready to infer. Raises `CheckpointError`."""
-    architecture = architecture_of(checkpoint)
+    return load_weights(architecture_of(checkpoint).model, checkpoint)
+
+
+def load_weights(kind: type[PreTrainedModel], directory: Path) -> PreTrainedModel:
+    """The same, of a directory whose files were looked at."""
     try:
         with quiet():
-            loaded: Any = architecture.model.from_pretrained(
-                checkpoint,
+            loaded: Any = kind.from_pretrained(
+                directory,
                 dtype=torch.float32,
                 attn_implementation="eager",
                 use_safetensors=True,
@@ -130,14 +134,20 @@ def load_model(checkpoint: Path) -> PreTrainedModel:
                 output_loading_info=True,
             )
     except SafetensorError as error:
-        raise CheckpointError(f"{checkpoint}: the weights cannot be read: {error}") from error
+        raise CheckpointError(f"{directory}: the weights cannot be read: {error}") from error
     # Whatever a config may hold, `transformers` finds its own way to fail on it.
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{checkpoint}: transformers cannot load it: {reason}") from error
+        raise CheckpointError(f"{directory}: transformers cannot load it: {reason}") from error
     model: PreTrainedModel
     model, found = loaded
     model.requires_grad_(False)
+    require_all_weights(directory, found)
+    return model
+
+
+def require_all_weights(directory: Path, found: Mapping[str, Any]) -> None:
+    """Raises `CheckpointError` if weights and model were not the same, by what loading tells."""
     missing = {key for key in found["missing_keys"] if not key.endswith(_FOR_TRAINING)}
     unexpected = {key for key in found["unexpected_keys"] if not key.endswith(_CONSTANTS)}
     for keys, problem in (
@@ -147,8 +157,7 @@ def load_model(checkpoint: Path) -> PreTrainedModel:
     ):
         if keys:
             first = min(str(key[0] if isinstance(key, tuple) else key) for key in keys)
-            raise CheckpointError(f"{checkpoint}: the weights {problem} {first}")
-    return model
+            raise CheckpointError(f"{directory}: the weights {problem} {first}")
 
 
 def output_layer(model: PreTrainedModel) -> nn.Linear:
@@ -200,17 +209,23 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
 def _check_files(checkpoint: Path, architecture: Architecture) -> None:
     if (checkpoint / "adapter_config.json").exists():
         raise CheckpointError(f"{checkpoint} holds an adapter: merge it into its model first")
-    if not any((checkpoint / name).exists() for name in WEIGHTS_FILES):
-        pickles = sorted(path.name for kind in _PICKLES for path in checkpoint.glob(kind))
-        raise CheckpointError(
-            f"{checkpoint}: {pickles[0]} is a pickle, which can run code when it is read:"
-            " save the model again, as safetensors"
-            if pickles
-            else f"{checkpoint} has no {WEIGHTS_FILES[0]}"
-        )
+    require_weights(checkpoint, WEIGHTS_FILES)
     for name in architecture.tokenizer_files:
         if not (checkpoint / name).exists():
             raise CheckpointError(f"{checkpoint} has no {name}, and its tokenizer needs it")
+
+
+def require_weights(directory: Path, names: Sequence[str]) -> None:
+    """Raises `CheckpointError` for a directory with none of these files of weights."""
+    if any((directory / name).exists() for name in names):
+        return
+    pickles = sorted(path.name for kind in _PICKLES for path in directory.glob(kind))
+    raise CheckpointError(
+        f"{directory}: {pickles[0]} is a pickle, which can run code when it is read:"
+        " save the model again, as safetensors"
+        if pickles
+        else f"{directory} has no {names[0]}"
+    )
 
 
 @contextmanager
