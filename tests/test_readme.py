@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support import RunningServer, serving
 
@@ -33,18 +34,21 @@ def test_python_examples(server: RunningServer, client: str) -> None:
         assert re.fullmatch(r"\[\d \d \d \d\]\n", output)
 
 
-def test_curl_examples() -> None:
+def test_curl_examples(tmp_path: Path) -> None:
+    picture = tmp_path / "seven.png"
     with serving(ROOT / "model_repo") as server:
         outputs = [
             subprocess.check_output(
-                block.replace("localhost:8000", f"127.0.0.1:{server.http_port}"),
+                block.replace("localhost:8000", f"127.0.0.1:{server.http_port}").replace(
+                    "> seven.png", f"> {picture}"
+                ),
                 shell=True,
                 cwd=ROOT,
                 text=True,
             )
             for block in blocks("bash")
         ]
-    assert len(outputs) == 2
+    assert len(outputs) == 3
     assert re.match(r'\[\{"label":"\d","score":0\.\d+\},', outputs[0])
     translation = '[{"translation_text":"vor 2 Tagen"}]'
     assert outputs[1].startswith(translation)
@@ -52,6 +56,8 @@ def test_curl_examples() -> None:
     parts = [json.loads(event.removeprefix("data: "))["text_output"] for event in events if event]
     assert "".join(parts) == "La réunion est le 5 mars 2024."
     assert len(parts) > 1
+    with Image.open(picture) as drawn:
+        assert (drawn.format, drawn.size) == ("PNG", (16, 16))
 
 
 def test_every_file_that_it_names_exists() -> None:
