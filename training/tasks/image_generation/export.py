@@ -54,14 +54,11 @@ def export(run: RunDirectory, workload: DiffusionWorkload) -> ParityReport:
 def diffusion_settings(workload: DiffusionWorkload, scheduler: DDIMScheduler) -> DiffusionSettings:
     """diffusion.json of what a run has trained."""
     recipe, labels = workload.recipe, workload.images.labels
+    channels, height, width = recipe.shape
     in_words = _IN_WORDS if recipe.data.source == "digits" else ()
     return DiffusionSettings(
         noise=network.noise_schedule(scheduler),
-        sample=Sample(
-            channels=recipe.data.preprocessing.channels,
-            height=recipe.data.height,
-            width=recipe.data.width,
-        ),
+        sample=Sample(channels=channels, height=height, width=width),
         classes=tuple(zip(labels, in_words, strict=True))
         if in_words
         else tuple((label,) for label in labels),

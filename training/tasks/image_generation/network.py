@@ -73,12 +73,12 @@ class Averaged(nn.Module):
 
 def build(recipe: DiffusionRecipe, classes: int) -> UNet2DModel:
     """A network that was not trained yet, for pictures as the recipe prepares them."""
-    data, model = recipe.data, recipe.model
-    stages = len(model.widths)
+    channels, height, width = recipe.shape
+    model, stages = recipe.model, len(recipe.model.widths)
     return UNet2DModel(
-        sample_size=(data.height, data.width),
-        in_channels=data.preprocessing.channels,
-        out_channels=data.preprocessing.channels,
+        sample_size=(height, width),
+        in_channels=channels,
+        out_channels=channels,
         layers_per_block=model.layers,
         block_out_channels=model.widths,
         down_block_types=("DownBlock2D",) * stages,

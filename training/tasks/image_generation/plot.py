@@ -31,6 +31,7 @@ def plot_quality(
     if known:
         right.plot(steps, [each.drawn for each in known], marker="o", label="drawn, held-out")
         right.axhline(known[0].real, color="grey", linestyle="--", label="two halves of held-out")
+        right.margins(y=0.1)
     right.set(title="Fréchet distance", ylim=(0.0, None))
     for axes in (left, right):
         axes.set(xlabel="steps", xscale="log")

@@ -79,6 +79,11 @@ class DiffusionRecipe(Recipe):
     judging: Judging
     acceptance: Acceptance
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one picture: channels, height, width."""
+        return self.data.preprocessing.channels, self.data.height, self.data.width
+
     @model_validator(mode="after")
     def _stages_fit_the_picture(self) -> DiffusionRecipe:
         multiple = 2 ** (len(self.model.widths) - 1)

@@ -122,15 +122,19 @@ def report(
     judge = Judge(images, split.train)
     held_out = _some_of_each(images.targets, split.held_out, len(classes) // labels)
     real = judge.features(images.read(held_out))
-    shape = images.read(split.train[:1]).shape[1:]
-    assert len(shape) == 3
     by_steps: list[Quality] = []
     drawn = {}
     standard = recipe.sampling.num_inference_steps
     for steps in sorted({standard, *recipe.judging.steps}):
         settings = recipe.sampling.model_copy(update={"num_inference_steps": steps})
         drawn[steps] = draw(
-            denoiser, scheduler, classes, shape, settings, unconditional=labels, seed=recipe.seed
+            denoiser,
+            scheduler,
+            classes,
+            recipe.shape,
+            settings,
+            unconditional=labels,
+            seed=recipe.seed,
         )
         frechet = compare_with_held_out(
             judge.features(drawn[steps]), classes, real, images.targets[held_out]

@@ -71,7 +71,7 @@ def verify(
 
 
 def _interface(graph: OnnxGraph, workload: DiffusionWorkload) -> tuple[Check, ...]:
-    shape = f"FP32 {[-1, *_shape(workload)]}"
+    shape = f"FP32 {[-1, *workload.recipe.shape]}"
     sample, timestep, classes = INPUTS
     return (
         equal(
@@ -141,7 +141,7 @@ def _pictures(
         denoiser,
         scheduler,
         classes[:DRAWN],
-        _shape(workload),
+        recipe.shape,
         recipe.sampling,
         unconditional=workload.unconditional,
         seed=recipe.seed,
@@ -186,12 +186,6 @@ def draw_served(directory: Path, classes: Classes, seed: int) -> Images:
             stepper.close()
 
     return asyncio.run(ask_all())
-
-
-def _shape(workload: DiffusionWorkload) -> tuple[int, int, int]:
-    """Of one sample."""
-    data = workload.recipe.data
-    return data.preprocessing.channels, data.height, data.width
 
 
 def _difference(one: Floats, other: Floats) -> float:

@@ -90,12 +90,11 @@ class DiffusionWorkload:
     def show(self, run: RunDirectory, model: nn.Module, epoch: int) -> None:
         """Draw a few pictures of each class, of the same noise after every epoch."""
         shown = min(self.unconditional, MOST_CLASSES_SHOWN)
-        data = self.recipe.data
         drawn = draw(
             model,
             self.scheduler,
             np.arange(shown).repeat(SHOWN_OF_EACH),
-            (data.preprocessing.channels, data.height, data.width),
+            self.recipe.shape,
             self.recipe.sampling.model_copy(update={"num_inference_steps": SHOWN_STEPS}),
             unconditional=self.unconditional,
             seed=self.recipe.seed,
