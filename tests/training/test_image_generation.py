@@ -335,16 +335,18 @@ def paint(root: Path, labels: tuple[str, ...], pictures: int) -> Path:
 def test_a_folder_of_coloured_pictures_goes_the_same_way(tmp_path: Path, slipway: Slipway) -> None:
     folder = paint(tmp_path / "trees", ("Ash", "birch"), 7)
     run = RunDirectory(tmp_path / "run")
-    small = ("--set", "epochs=1", "--set", "judging.samples=10")
-    train = (*TINY, "--data", folder, "--run-dir", run.path, *small)
+    unguided = ("diffusion.unlabelled=0", "sampling.guidance_scale=1")
+    settings = ("epochs=1", "judging.samples=10", *unguided)
+    words = (word for setting in settings for word in ("--set", setting))
+    train = (*TINY, "--data", folder, "--run-dir", run.path, *words)
     for command in (train, ("export", run.path)):
         result = slipway(*command)
         assert result.exit_code == 0, result.output
     assert DiffusionReport.load(run.report).quality.frechet is None
-    settings = DiffusionSettings.load(run.export("float32"))
-    assert settings.classes == (("Ash",), ("birch",))
-    assert settings.unconditional_class == 2
-    assert (settings.sample.channels, settings.sample.height, settings.sample.width) == (3, 32, 32)
+    served = DiffusionSettings.load(run.export("float32"))
+    assert served.classes == (("Ash",), ("birch",))
+    assert served.unconditional_class is None
+    assert (served.sample.channels, served.sample.height, served.sample.width) == (3, 32, 32)
     repository = tmp_path / "repository"
     result = slipway("publish", run.path, "--model-repository", repository)
     assert result.exit_code == 0, result.output
@@ -366,6 +368,7 @@ def test_classes_that_prompts_cannot_tell_apart_are_refused(
     [
         ("data.height=15", "data.height is 15; the 2 stages of model.widths need a multiple of 2"),
         ("model.widths=[12]", "model.widths: expected multiples of 8, got 12"),
+        ("diffusion.unlabelled=0", "guidance needs diffusion.unlabelled above 0"),
         ("sampling.guidance_scale=0.5", "greater than or equal to 1, got 0.5"),
         ("data.source=folder", "say which with --data DIR, one folder per class"),
     ],

@@ -87,10 +87,8 @@ U-Net (`diffusers.UNet2DModel`, stages of {", ".join(map(str, recipe.model.width
 {report.parameters / 1e6:.2f} million parameters, stored in 16 bits, computed with in 32) was \
 trained to tell {_PREDICTS[recipe.diffusion.prediction_type]} of pictures under noise of \
 {settings.noise.num_train_timesteps} strengths (cosine schedule), and takes it from pure noise, \
-step by step. {recipe.diffusion.unlabelled:.0%} of the pictures were shown without their class, so \
-that drawing can be guided towards it (classifier-free guidance, Ho and Salimans, 2022). Without \
-other wishes a request is drawn in {quality.steps} steps of DDIM with `guidance_scale` \
-{report.guidance_scale:g}.
+step by step. {_guidance(recipe)}Without other wishes a request is drawn in {quality.steps} steps \
+of DDIM with `guidance_scale` {report.guidance_scale:g}.
 
 ```console
 $ curl --json '{body}' --output drawn.png localhost:8000/models/{name}
@@ -148,6 +146,16 @@ On validation the mean square error of what the network tells of the noise was \
 
 def _listed(settings: DiffusionSettings) -> str:
     return ", ".join(" or ".join(names) for names in settings.classes)
+
+
+def _guidance(recipe: DiffusionRecipe) -> str:
+    unlabelled = recipe.diffusion.unlabelled
+    if not unlabelled:
+        return "It cannot be guided. "
+    return (
+        f"{unlabelled:.0%} of the pictures were shown without their class, so that drawing can be"
+        " guided towards one (classifier-free guidance, Ho and Salimans, 2022). "
+    )
 
 
 def _rows(report: DiffusionReport) -> str:

@@ -62,7 +62,7 @@ def diffusion_settings(workload: DiffusionWorkload, scheduler: DDIMScheduler) ->
         classes=tuple(zip(labels, in_words, strict=True))
         if in_words
         else tuple((label,) for label in labels),
-        unconditional_class=workload.unconditional,
+        unconditional_class=workload.unconditional if recipe.diffusion.unlabelled else None,
         defaults=DiffusionParameters(scheduler="ddim", **recipe.sampling.model_dump()),
     )
 

@@ -97,6 +97,15 @@ class DiffusionRecipe(Recipe):
         return self
 
     @model_validator(mode="after")
+    def _guidance_was_learned(self) -> DiffusionRecipe:
+        if self.sampling.guidance_scale > 1.0 and not self.diffusion.unlabelled:
+            raise ValueError(
+                f"sampling.guidance_scale is {self.sampling.guidance_scale:g}, and guidance needs"
+                " diffusion.unlabelled above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups_fit_the_widths(self) -> DiffusionRecipe:
         for width in self.model.widths:
             if width % GROUPS:
