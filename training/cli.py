@@ -69,6 +69,7 @@ def train(
     \b
     digits           tells pictures apart: handwritten digits, or --data with a folder for each
                      class
+    digits-diffusion draws digits, or --data with a folder for each class
     spoken-numbers   writes down what is said: numbers, dates and commands, or --data with a CSV
                      file of the columns path, text and, if there is one, voice
     translator       translates phrases: English to German, French and Spanish, or --data with a
@@ -84,6 +85,7 @@ def train(
       slipway train digits --set optimizer.learning_rate=0.002 --set epochs=80
       slipway train digits --data flowers/ --run-dir runs/flowers --set data.height=64 \\
           --set data.width=64
+      slipway train digits-diffusion --data leaves/ --run-dir runs/leaves --set data.mode=L
       slipway train spoken-numbers --set model.architecture=live --run-dir runs/live
       slipway train translator --data corpus.tsv --run-dir runs/corpus --set epochs=20
       slipway train writer --data letters/ --run-dir runs/letters

@@ -13,7 +13,7 @@ from training import durable
 from training.checkpoint import EpochRecord
 
 
-def plot_history(path: Path, history: Sequence[EpochRecord]) -> None:
+def plot_history(path: Path, history: Sequence[EpochRecord], loss_unit: str) -> None:
     """Write a PNG of 800×320 pixels."""
     figure = Figure(figsize=(8, 3.2), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
@@ -30,7 +30,7 @@ def plot_history(path: Path, history: Sequence[EpochRecord]) -> None:
                 axes.plot(epochs, values, label=label)
         axes.set(title=measure.replace("_", " "), xlabel="epoch")
         if measure == "loss":
-            axes.set(ylabel="nats", yscale="log")
+            axes.set(ylabel=loss_unit, yscale="log")
         else:
             axes.set(ylim=(None, 1.005))
         axes.legend()

@@ -33,7 +33,7 @@ from training.errors import TrainingError
 from training.plot import plot_history
 from training.recipe import Optimizer, Recipe
 from training.runs import RunDirectory
-from training.workload import Totals, Workload
+from training.workload import Shows, Totals, Workload
 
 # Streams of random numbers that must not repeat one another.
 _ORDER, _VIEWS, _DROPOUT = range(3)
@@ -130,11 +130,13 @@ def _fit(fabric: Fabric, workload: Workload, run: RunDirectory) -> None:
         if fabric.is_global_zero:
             save_state(run, State(tuple(history), weights, chosen, flatten_optimizer(optimizer)))
             save_metrics(run, history)
+            if isinstance(workload, Shows):
+                workload.show(run, model, epoch)
     progress.close()
     if fabric.is_global_zero:
         save_metrics(run, history)
         workload.save(run, chosen)
-        plot_history(run.curves, history)
+        plot_history(run.curves, history, workload.loss_unit)
 
 
 def learning_rate(recipe: Recipe, epoch: float) -> float:

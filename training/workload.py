@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -45,6 +45,18 @@ class Report(Record):
         raise NotImplementedError
 
 
+@runtime_checkable
+class Shows(Protocol):
+    """A workload that leaves something to look at after each epoch."""
+
+    def show(self, run: RunDirectory, model: nn.Module, epoch: int) -> None:
+        """Write it into the run's directory; the model is in evaluation mode.
+
+        Random numbers are drawn from a generator of its own, as the loop's decide what comes next.
+        """
+        ...
+
+
 class Workload(Protocol):
     """Sent as a whole to each training process, so it must pickle.
 
@@ -61,6 +73,11 @@ class Workload(Protocol):
     @property
     def data_hash(self) -> str:
         """sha256 of what the examples are; their order has no part in it."""
+        ...
+
+    @property
+    def loss_unit(self) -> str:
+        """For the curves."""
         ...
 
     @property

@@ -11,6 +11,7 @@ from training.recipe import Recipe
 
 RECIPES = {
     "digits": "training.recipes.digits:digits",
+    "digits-diffusion": "training.recipes.digits_diffusion:digits_diffusion",
     "spoken-numbers": "training.recipes.spoken_numbers:spoken_numbers",
     "spoken-numbers-whisper": ("training.recipes.spoken_numbers_whisper:spoken_numbers_whisper"),
     "translator": "training.recipes.translator:translator",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TASKS = {
     "dictation": "training.tasks.dictation.task:Dictation",
     "image_classification": "training.tasks.image_classification.task:ImageClassification",
+    "image_generation": "training.tasks.image_generation.task:ImageGeneration",
     "speech_recognition": "training.tasks.speech_recognition.task:SpeechRecognition",
     "text_generation": "training.tasks.text_generation.task:TextGeneration",
     "translation": "training.tasks.translation.task:Translation",

@@ -38,6 +38,8 @@ _IGNORED = -100
 
 
 class DictationWorkload:
+    loss_unit = "nats"
+
     def __init__(self, recipe: DictationRecipe, corpus: Corpus):
         """Raises `DataError` for recordings that are longer than a window."""
         self.recipe = recipe

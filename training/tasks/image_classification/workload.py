@@ -32,6 +32,8 @@ STATISTICS_FROM = 2048
 
 
 class ImageWorkload:
+    loss_unit = "nats"
+
     def __init__(self, recipe: ImageRecipe, images: LabelledImages):
         self.recipe = recipe
         self.images = images

@@ -37,6 +37,8 @@ VALIDATED_IN = "noise at 10 dB"
 
 
 class SpeechWorkload:
+    loss_unit = "nats"
+
     def __init__(self, recipe: SpeechRecipe, corpus: Corpus):
         self.recipe = recipe
         self.corpus = corpus

@@ -29,6 +29,8 @@ from training.workload import Totals
 class TextWorkload:
     """The examples are files; a batch holds places in the training text."""
 
+    loss_unit = "nats"
+
     def __init__(self, recipe: TextRecipe, corpus: Corpus):
         """Raises `DataError` when there is too little text for one batch."""
         self.recipe = recipe

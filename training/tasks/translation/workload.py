@@ -29,6 +29,8 @@ _IGNORED = -100
 
 
 class TranslationWorkload:
+    loss_unit = "nats"
+
     def __init__(self, recipe: TranslationRecipe, pairs: Sequence[Pair]):
         self.recipe = recipe
         self.pairs = pairs
