@@ -57,6 +57,7 @@ _FILES = {
     "unet.onnx": "tells what is noise in pictures, one step of drawing",
     "diffusion.json": "the noise of training, the classes' names, the defaults of a request",
     "model.py": "for Triton's Python backend",
+    "example.json": "what its picture shows, and with which seed",
     "example.txt": "a prompt to try",
     SAMPLES_FILE: "what it draws",
     QUALITY_FILE: "what more steps are worth",

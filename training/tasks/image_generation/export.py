@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import torch
@@ -22,7 +23,7 @@ from training.tasks.image_generation.report import QUALITY_FILE, SAMPLES_FILE
 from training.tasks.image_generation.verify import INPUTS, OUTPUT, verify
 from training.tasks.image_generation.workload import DiffusionWorkload
 
-EXAMPLE_FILE = "example.txt"
+EXAMPLE_FILE, ANSWER_FILE = "example.txt", "example.json"
 _IN_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _EXAMPLE_DIGIT = "7"
 
@@ -40,7 +41,10 @@ def export(run: RunDirectory, workload: DiffusionWorkload) -> ParityReport:
         (staged / UNET_FILE).write_bytes(graph.SerializeToString())
         settings.save(staged)
         (staged / MODEL_FILE).write_text(MODEL_TEXT, encoding="utf-8")
-        (staged / EXAMPLE_FILE).write_text(f"{_example(workload)}\n", encoding="utf-8")
+        example = _example(workload)
+        (staged / EXAMPLE_FILE).write_text(f"{example}\n", encoding="utf-8")
+        answer = {"answer": example, "parameters": {"seed": 1}}
+        (staged / ANSWER_FILE).write_text(json.dumps(answer) + "\n", encoding="utf-8")
         for name in (SAMPLES_FILE, QUALITY_FILE):
             shutil.copyfile(run.path / name, staged / name)
         parity = verify(staged, denoiser, scheduler, workload)

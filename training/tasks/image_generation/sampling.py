@@ -51,11 +51,11 @@ def draw(
     drawn = []
     for start in tqdm(starts, f"drawing in {settings.num_inference_steps} steps", leave=False):
         labels = torch.from_numpy(classes[start : start + BATCH]).to(device)
-        guided = _guided(predict, labels, unconditional, settings.guidance_scale)
+        ask = guided(predict, labels, unconditional, settings.guidance_scale)
         scheduler.set_timesteps(settings.num_inference_steps)
         sample = noise[start : start + BATCH].to(device)
         for timestep in scheduler.timesteps:
-            output = guided(sample, timestep.to(device).float().expand(len(sample)))
+            output = ask(sample, timestep.to(device).float().expand(len(sample)))
             sample = scheduler.step(output, timestep, sample).prev_sample
         drawn.append(to_pixels(sample.cpu()))
     return np.concatenate(drawn)
@@ -72,16 +72,17 @@ def to_pixels(sample: Tensor) -> Images:
     return scaled.round().clamp(0.0, 255.0).to(torch.uint8).numpy()
 
 
-def _guided(
+def guided(
     predict: Predict, labels: Tensor, unconditional: int, scale: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
+    """The network's output of samples and timesteps, by `scale` towards `labels`."""
     if scale == 1.0:
         return lambda sample, timesteps: predict(sample, timesteps, labels)
     both = torch.cat([torch.full_like(labels, unconditional), labels])
 
-    def guided(sample: Tensor, timesteps: Tensor) -> Tensor:
+    def ask(sample: Tensor, timesteps: Tensor) -> Tensor:
         outputs = predict(torch.cat([sample] * 2), torch.cat([timesteps] * 2), both)
         without, of_class = outputs.chunk(2)
         return without + scale * (of_class - without)
 
-    return guided
+    return ask

@@ -2,7 +2,8 @@
 
 The graph runs in ONNX Runtime and is compared with torch: its names and axes, and its numbers alone
 and in batches. Then pictures are drawn as they are served, by the stepper and the scheduler that
-serve them, and compared with those of torch and `diffusers`' DDIM.
+serve them, and compared with those of torch and `diffusers`' DDIM; and so is every step of every
+solver.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from training.tasks.image_generation.evaluate import Judge
 from training.tasks.image_generation.network import Denoiser
 from training.tasks.image_generation.report import classes_to_draw
 from training.tasks.image_generation.sampling import Classes, draw, from_pixels
+from training.tasks.image_generation.steps import check_steps
 from training.tasks.image_generation.workload import DiffusionWorkload
 
 INPUTS = ("sample", "timestep", "class_labels")
@@ -62,6 +65,9 @@ def verify(
         checks += _numbers(graph, denoiser, scheduler, workload)
         drawn, measurements = _pictures(directory, denoiser, scheduler, workload)
         checks.append(drawn)
+        settings = DiffusionSettings.load(directory)
+        with closing(_stepper(directory, settings)) as stepper:
+            checks += check_steps(stepper, settings, denoiser)
     return ParityReport(
         precision=FLOAT32,
         checks=tuple(checks),
@@ -171,12 +177,7 @@ def draw_served(directory: Path, classes: Classes, seed: int) -> Images:
         return pixels.transpose(2, 0, 1)
 
     async def ask_all() -> Images:
-        stepper = DiffusionStepper(
-            open_graph(directory / UNET_FILE),
-            settings,
-            slots=SLOTS,
-            threads=os.cpu_count() or 1,
-        )
+        stepper = _stepper(directory, settings)
         scheduler = StepScheduler[Any](stepper, None, meter=LateMeter())
         try:
             asked = (ask(scheduler, number, which) for number, which in enumerate(classes.tolist()))
@@ -186,6 +187,11 @@ def draw_served(directory: Path, classes: Classes, seed: int) -> Images:
             stepper.close()
 
     return asyncio.run(ask_all())
+
+
+def _stepper(directory: Path, settings: DiffusionSettings) -> DiffusionStepper:
+    graph = open_graph(directory / UNET_FILE)
+    return DiffusionStepper(graph, settings, slots=SLOTS, threads=os.cpu_count() or 1)
 
 
 def _difference(one: Floats, other: Floats) -> float:
