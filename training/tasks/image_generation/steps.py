@@ -41,9 +41,10 @@ def check_steps(
     """Compare the samples of one picture, which is guided if that is the default, after each step
     from the same sample.
 
-    Relative to the largest number before the step, or to 1 if that is less. Where noise is all there
-    is, samples of the Euler solver are 20,000 times as large as the picture in them; `diffusers`
-    loses of the picture what is small beside it, and what is made of it later would show that.
+    Relative to the largest number before the step, or to 1 if that is less. Where noise is all
+    there is, samples of the Euler solver are 20,000 times as large as the picture in them;
+    `diffusers` loses of the picture what is small beside it, and what is made of it later would
+    show that.
     """
     checks = []
     for solver in get_args(SolverName):
