@@ -189,18 +189,19 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     """The pictures as they come, the last one complete; one that tells of an error is the last.
 
-    Raises what goes wrong before the first event.
+    Of fewer steps than partial images are wanted, the picture itself is shown as one, too. Raises
+    what goes wrong before the first event.
     """
     shown_so_far = 0
     latest: _Picture | None = None
     async with aclosing(outputs):
         try:
             async for part in outputs:
-                if latest is not None:
-                    yield _event("partial_image", latest, wishes, index=shown_so_far)
-                    shown_so_far += 1
                 [pixels] = part[OUTPUT]
                 latest = await asyncio.to_thread(_Picture.of, pixels, wishes.encoding)
+                if shown_so_far < wishes.partial_images:
+                    yield _event("partial_image", latest, wishes, index=shown_so_far)
+                    shown_so_far += 1
             assert latest is not None, "a stream ends with its picture. This is a bug."
             yield _event("completed", latest, wishes)
         except Exception as error:

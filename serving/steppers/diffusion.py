@@ -7,11 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from serving.config import ModelConfig
+from serving.diffusion.noise import TorchNoise
 from serving.diffusion.settings import (
     DIFFUSION_FILE,
     IMAGE_DECODER_FILE,
@@ -36,6 +38,8 @@ from serving.types import DYNAMIC, Array, InferRequest, Tensors, TensorSpec, Wor
 OUTPUT = "image"
 
 DEFAULT_SLOTS = 32
+DEFAULT_MEMORY_MB = 512
+"""Of samples and what is told of prompts; what the networks take while they run comes on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,8 @@ class DiffusionStepper:
     two rows in it.
 
     What other networks do, the encoder of prompts and the decoder of images, is done on a thread
-    beside the steps of others.
+    beside the steps of others. A job waits for it, so there is never more of it under way than
+    there are jobs.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class DiffusionStepper:
         tokenizer: Tokenizer | None = None,
         image_decoder: Graph | None = None,
         slots: int,
+        memory_bytes: int,
         threads: int,
     ):
         self._unet = unet
@@ -86,30 +92,39 @@ class DiffusionStepper:
         self.outputs: Sequence[TensorSpec] = [
             TensorSpec(OUTPUT, "UINT8", (DYNAMIC, *sizes, settings.image_channels))
         ]
-        self.capacity = Capacity(slots, 0)
+        # Of a row, by what is told of its prompt.
+        self._told_elements = sum(
+            prod(spec.shape[1:]) for spec in unet.inputs if spec.name == "encoder_hidden_states"
+        )
+        self.capacity = Capacity(slots, memory_bytes, (np.float32().itemsize,))
         self.work = Work()
         self.memory_bytes = 0
         self._threads = threads
         self._crew = Crew(threads)
-        # One thread, so that what is shown of a job comes in order.
-        self._aside = Beginnings[Drawing, _Told | _Shown](1)
+        self._aside = Beginnings[Drawing, _Told | _Shown | None](1)
         self._news: list[News[Drawing]] = []
         """Of what was done before a step that came to nothing."""
 
     def plan(self, request: InferRequest, *, streams: bool) -> Sequence[Drawing]:
         jobs = self._planner.plan(request, streams=streams)
         for job in jobs:
+            # Its sample, and what that is taken for.
+            job.extents = (2 * prod(job.shape) + self._told_elements,)
             if not self.capacity.admits(job):
                 raise InvalidRequest(
-                    f"a guided image needs {job.rows} slots, and this model has"
-                    f" {self.capacity.slots}"
+                    f"this image needs {job.rows} slots, and the model has {self.capacity.slots};"
+                    " or more memory than the model has for all images together"
                 )
         return jobs
 
     def begin(self, jobs: Sequence[Drawing]) -> list[News[Drawing]]:
-        for job in jobs:
-            job.sample = job.noise.normal(job.shape) * np.float32(job.plan.start)
-            job.clean = np.zeros(job.shape, np.float32)
+        noises = [TorchNoise(job.seed) for job in jobs]
+        samples = [
+            noise.normal(job.shape) * np.float32(job.plan.start)
+            for noise, job in zip(noises, jobs, strict=True)
+        ]
+        for job, noise, sample in zip(jobs, noises, samples, strict=True):
+            job.noise, job.sample, job.clean = noise, sample, np.zeros_like(sample)
             self.memory_bytes += job.sample.nbytes + job.clean.nbytes
             job.is_ready = self._text_encoder is None
         if self._text_encoder is not None:
@@ -162,7 +177,9 @@ class DiffusionStepper:
     def _read_prompts(self, jobs: Sequence[Drawing], encoder: Graph) -> None:
         self._aside.start(jobs, partial(self._encode, encoder, jobs), tokens=1)
 
-    def _encode(self, encoder: Graph, jobs: Sequence[Drawing]) -> list[_Told]:
+    def _encode(self, encoder: Graph, jobs: Sequence[Drawing]) -> Sequence[_Told | None]:
+        if all(job.has_left for job in jobs):
+            return [None] * len(jobs)
         told = [job.wanted for job in jobs] + [job.unwanted for job in jobs if job.rows == 2]
         states = encoder.run({"input_ids": np.stack(_present(told))})[self._condition_name]
         without = iter(states[len(jobs) :])
@@ -183,13 +200,14 @@ class DiffusionStepper:
                 yield from self._failed(begun.jobs, begun.results)
                 continue
             for job, result in zip(begun.jobs, begun.results, strict=True):
-                if job.has_left:
+                if job.has_left or result is None:
                     continue
                 if isinstance(result, _Shown):
+                    job.is_ready = not result.is_last
                     yield News(job, result.pixels, result.is_last)
                 else:
-                    job.wanted, job.unwanted = result.wanted, result.unwanted
                     job.is_ready = True
+                    job.wanted, job.unwanted = result.wanted, result.unwanted
 
     def _failed(self, jobs: Sequence[Drawing], error: Exception) -> Iterable[News[Drawing]]:
         """Only that one shall fail which must."""
@@ -251,9 +269,8 @@ class DiffusionStepper:
             noise,
         )
         for row, job in enumerate(jobs):
-            if not np.isfinite(output[row]).all():
-                problem = InferenceFailed("the model computed numbers that are not finite")
-                yield News(job, problem, is_last=True)
+            if not (np.isfinite(output[row]).all() and np.isfinite(samples[row]).all()):
+                yield News(job, _not_finite(), is_last=True)
                 continue
             job.sample, job.clean = samples[row], cleans[row]
             job.place += 1
@@ -262,19 +279,25 @@ class DiffusionStepper:
                 yield from self._show(job, job.sample if is_last else job.clean, is_last=is_last)
 
     def _show(self, job: Drawing, sample: Floats, *, is_last: bool) -> Iterable[News[Drawing]]:
-        if is_last:
-            job.is_ready = False
         if self._image_decoder is None:
+            job.is_ready = not is_last
             yield News(job, _pixels(sample), is_last)
         else:
-            decode = partial(self._decode, self._image_decoder, sample, is_last=is_last)
+            job.is_ready = False
+            decode = partial(self._decode, self._image_decoder, job, sample, is_last=is_last)
             self._aside.start([job], decode, tokens=1)
 
-    def _decode(self, decoder: Graph, sample: Floats, *, is_last: bool) -> list[_Shown]:
+    def _decode(
+        self, decoder: Graph, job: Drawing, sample: Floats, *, is_last: bool
+    ) -> Sequence[_Shown | None]:
+        if job.has_left:
+            return [None]
         assert self._settings.decoder is not None
         scaling, shift = self._settings.decoder.scaling_factor, self._settings.decoder.shift_factor
         latents = sample[np.newaxis] / np.float32(scaling) + np.float32(shift)
         [image] = decoder.run({"latents": latents})["image"]
+        if not np.isfinite(image).all():
+            raise _not_finite()
         return [_Shown(_pixels(image), is_last)]
 
 
@@ -299,8 +322,13 @@ def load(config: ModelConfig, directory: Path) -> DiffusionStepper:
         tokenizer=load_tokenizer(directory) if has_text else None,
         image_decoder=open_graph(directory / IMAGE_DECODER_FILE, config) if has_decoder else None,
         slots=count(config, "slots", DEFAULT_SLOTS),
+        memory_bytes=count(config, "memory_mb", DEFAULT_MEMORY_MB) << 20,
         threads=count(config, "step_threads", os.cpu_count() or 1),
     )
+
+
+def _not_finite() -> InferenceFailed:
+    return InferenceFailed("the model computed numbers that are not finite")
 
 
 def _pixels(image: Floats) -> Array:

@@ -24,7 +24,9 @@ from serving.types import Array, InferRequest
 INPUT = "prompt"
 
 LARGEST = 4
-"""Times the pixels of the model's own size that a caller may ask for."""
+"""Times the pixels of the model's own size, and either side, that a caller may ask for."""
+
+MAX_PROMPT_BYTES = 1 << 15
 
 Floats = npt.NDArray[np.float32]
 
@@ -36,7 +38,7 @@ class Drawing(Job):
     plan: Plan
     shape: tuple[int, int, int]
     guidance: float
-    noise: TorchNoise
+    seed: int
     wanted: Array | None
     """What its row is told: a class, the tokens of a text and later what an encoder makes of them,
     or nothing."""
@@ -46,6 +48,7 @@ class Drawing(Job):
     """Steps after which its caller is shown what it will be."""
     place: int = 0
     """Steps made."""
+    noise: TorchNoise = field(init=False)
     sample: Floats = field(default_factory=lambda: np.empty(0, np.float32))
     clean: Floats = field(default_factory=lambda: np.empty(0, np.float32))
     """What the last step took for the image."""
@@ -84,7 +87,7 @@ class Planner:
                 plan=plan,
                 shape=shape,
                 guidance=guidance or 0.0,
-                noise=TorchNoise(seed + number),
+                seed=seed + number,
                 wanted=self._told(prompt, is_wanted=True),
                 unwanted=unwanted,
                 shown_after=frozenset(shown_after),
@@ -116,10 +119,12 @@ class Planner:
                 f"parameters 'width' and 'height': expected multiples of {multiple},"
                 f" got {wanted[1]}x{wanted[0]}"
             )
-        if wanted[0] * wanted[1] > LARGEST * own[0] * own[1]:
+        if prod(wanted) > LARGEST * prod(own) or any(
+            size > LARGEST * most for size, most in zip(wanted, own, strict=True)
+        ):
             raise InvalidRequest(
                 f"parameters 'width' and 'height': expected at most {LARGEST} times the pixels of"
-                f" {own[1]}x{own[0]}, got {wanted[1]}x{wanted[0]}"
+                f" {own[1]}x{own[0]}, and of either side, got {wanted[1]}x{wanted[0]}"
             )
         shape = sample.channels, wanted[0] // scale, wanted[1] // scale
         if prod(shape) < FEWEST:
@@ -165,6 +170,10 @@ class Planner:
 
 def _prompts(request: InferRequest) -> Iterable[str]:
     for element in request.inputs[INPUT].ravel():
+        if len(element) > MAX_PROMPT_BYTES:
+            raise InvalidRequest(
+                f"prompt: expected at most {MAX_PROMPT_BYTES} bytes, got {len(element)}"
+            )
         try:
             yield element.decode()
         except UnicodeDecodeError as error:

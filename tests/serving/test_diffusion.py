@@ -27,6 +27,7 @@ from serving.diffusion.settings import NoiseSchedule
 from serving.errors import InferenceFailed, InvalidRequest, ModelLoadError
 from serving.pbtxt import read_config
 from serving.scheduling.meter import LateMeter
+from serving.scheduling.step_policy import StepPolicy
 from serving.scheduling.stepping import StepScheduler
 from serving.steppers.diffusion import DiffusionStepper, load
 from serving.steppers.drawing import Drawing
@@ -41,7 +42,11 @@ SCHEDULERS: dict[str, Any] = {
     "euler": EulerDiscreteScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
-NOISE = NoiseSchedule(beta_schedule="squaredcos_cap_v2", timestep_spacing="leading")
+# What a network without training says of noise alone would be divided by nearly nothing; of v it is
+# not.
+NOISE = NoiseSchedule(
+    beta_schedule="squaredcos_cap_v2", timestep_spacing="leading", prediction_type="v_prediction"
+)
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +328,22 @@ def test_who_needs_more_slots_than_there_are_is_refused(tmp_path: Path) -> None:
     write_painter(tmp_path, "painter", has_classes=True, noise=NOISE, settings=few)
     stepper = open_stepper(tmp_path, "painter")
     assert stepper.plan(asked("one", guidance_scale=1.0), streams=False)
-    with pytest.raises(InvalidRequest, match="needs 2 slots, and this model has 1"):
+    with pytest.raises(InvalidRequest, match="needs 2 slots, and the model has 1"):
         stepper.plan(asked("one", guidance_scale=2.0), streams=False)
+    stepper.close()
+
+
+def test_more_than_there_is_memory_for_is_not_begun(tmp_path: Path) -> None:
+    """A drawing of this size takes 2 KiB, so that a megabyte is enough for 512 of them."""
+    few = 'parameters { key: "memory_mb" value { string_value: "1" } }'
+    write_painter(tmp_path, "painter", has_classes=False, noise=NOISE, settings=few)
+    stepper = open_stepper(tmp_path, "painter")
+    policy = StepPolicy[Drawing](stepper.capacity)
+    for number in range(2000):
+        [job] = stepper.plan(asked("", seed=number, num_inference_steps=900), streams=False)
+        policy.add(job, 0.0)
+    for _ in range(3000):
+        policy.decide(0.0)
+    begun = 2000 - len(policy)
+    assert begun <= 512 + stepper.capacity.slots
     stepper.close()

@@ -17,6 +17,7 @@ import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from huggingface_hub import InferenceClient
 from PIL import Image
+from tritonclient.utils import InferenceServerException
 
 from serving.diffusion.settings import NoiseSchedule
 from tests.drawing import SIZE, write_painter
@@ -211,6 +212,18 @@ def test_mistakes_are_named(server: RunningServer) -> None:
         status, body = post(server, "painter", document)
         assert status == 400
         assert problem in json.loads(body)["error"]
+
+
+def test_no_prompts_are_no_request(server: RunningServer) -> None:
+    with httpclient.InferenceServerClient(f"127.0.0.1:{server.http_port}") as client:
+        empty = httpclient.InferInput("prompt", [0, 1], "BYTES")
+        empty.set_data_from_numpy(np.empty((0, 1), np.object_))
+        with pytest.raises(InferenceServerException) as error:
+            client.infer("painter", [empty])
+    assert error.value.status() == "400"
+    status, body = post(server, "painter", {"inputs": "one " * 10_000})
+    assert status == 400
+    assert "prompt: expected at most 32768 bytes, got 40000" in json.loads(body)["error"]
 
 
 def test_the_command_writes_a_file(server: RunningServer, tmp_path: Path, expected: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -207,3 +208,41 @@ def test_what_does_not_fit_is_refused(stepper: DiffusionStepper) -> None:
             stepper.plan(asked(PROMPT, **wish), streams=False)
     with pytest.raises(InvalidRequest, match="prompt: expected at most"):
         stepper.plan(asked("house " * 200), streams=False)
+
+
+class Decoder:
+    """Takes its time, counts, and may fail."""
+
+    def __init__(self, graph: Any, *, seconds: float = 0.0, fails: bool = False):
+        self.inputs, self.outputs, self.bind = graph.inputs, graph.outputs, graph.bind
+        self.count = 0
+        self._graph = graph
+        self._seconds = seconds
+        self._fails = fails
+
+    def run(self, inputs: Tensors) -> Tensors:
+        self.count += 1
+        time.sleep(self._seconds)
+        answer: Tensors = self._graph.run(inputs)
+        if self._fails:
+            answer["image"][0, 0, 0, 0] = np.nan
+        return answer
+
+
+async def test_who_leaves_holds_nobody_up(stepper: DiffusionStepper) -> None:
+    decoder = Decoder(stepper._image_decoder, seconds=0.05)
+    stepper._image_decoder = decoder
+    async with scheduling(stepper) as scheduler:
+        stream = scheduler.stream(asked(PROMPT, seed=1, num_inference_steps=200), 1)
+        async with aclosing(stream):
+            await anext(stream)
+        before = decoder.count
+        await draw(scheduler, asked(PROMPT, seed=2, num_inference_steps=1))
+        assert decoder.count <= before + 3
+
+
+async def test_pictures_that_are_not_numbers_fail(stepper: DiffusionStepper) -> None:
+    stepper._image_decoder = Decoder(stepper._image_decoder, fails=True)
+    async with scheduling(stepper) as scheduler:
+        with pytest.raises(InferenceFailed, match="not finite"):
+            await draw(scheduler, asked(PROMPT, seed=1, num_inference_steps=2))

@@ -24,8 +24,8 @@ from serving.diffusion.settings import UNET_FILE, DiffusionSettings
 from serving.engines.onnx_graph import OnnxGraph
 from serving.scheduling.meter import LateMeter
 from serving.scheduling.stepping import StepScheduler
+from serving.steppers.diffusion import DEFAULT_MEMORY_MB, DiffusionStepper
 from serving.steppers.diffusion import OUTPUT as IMAGE
-from serving.steppers.diffusion import DiffusionStepper
 from serving.steppers.drawing import INPUT as PROMPT
 from serving.types import InferRequest, Tensors, TensorSpec
 from training.graphs.served import open_graph
@@ -191,7 +191,13 @@ def draw_served(directory: Path, classes: Classes, seed: int) -> Images:
 
 def _stepper(directory: Path, settings: DiffusionSettings) -> DiffusionStepper:
     graph = open_graph(directory / UNET_FILE)
-    return DiffusionStepper(graph, settings, slots=SLOTS, threads=os.cpu_count() or 1)
+    return DiffusionStepper(
+        graph,
+        settings,
+        slots=SLOTS,
+        memory_bytes=DEFAULT_MEMORY_MB << 20,
+        threads=os.cpu_count() or 1,
+    )
 
 
 def _difference(one: Floats, other: Floats) -> float:
