@@ -18,6 +18,22 @@ def shipped() -> Iterator[RunningServer]:
         yield server
 
 
+def test_a_digit_that_is_drawn_is_read_as_what_was_asked_for(shipped: RunningServer) -> None:
+    json_type = {"Content-Type": "application/json"}
+    for number in range(10):
+        wish = {"inputs": str(number), "parameters": {"seed": number}}
+        status, picture = call(
+            shipped.http_port,
+            "POST",
+            "/models/digits-diffusion",
+            json.dumps(wish).encode(),
+            json_type,
+        )
+        assert status == 200
+        _, answer = call(shipped.http_port, "POST", "/models/digits", picture)
+        assert json.loads(answer)[0]["label"] == str(number)
+
+
 def example(model: str) -> tuple[bytes, str]:
     version = SHIPPED / model / "1"
     answer: str = json.loads((version / "example.json").read_text())["answer"]

@@ -13,16 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMPipeline,
-    DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-)
+from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler
 
 from serving.config import ModelConfig
+from serving.diffusion.parameters import SolverName
 from serving.diffusion.settings import NoiseSchedule
 from serving.errors import InferenceFailed, InvalidRequest, ModelLoadError
 from serving.pbtxt import read_config
@@ -33,15 +27,10 @@ from serving.steppers.diffusion import DiffusionStepper, load
 from serving.steppers.drawing import Drawing
 from serving.types import InferRequest, Parameter, Tensors
 from tests.drawing import CLASSES, SIZE, write_painter
+from training.tasks.image_generation.steps import SCHEDULERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-SCHEDULERS: dict[str, Any] = {
-    "ddpm": DDPMScheduler,
-    "ddim": DDIMScheduler,
-    "euler": EulerDiscreteScheduler,
-    "dpmsolver++": DPMSolverMultistepScheduler,
-}
 # What a network without training says of noise alone would be divided by nearly nothing; of v it is
 # not.
 NOISE = NoiseSchedule(
@@ -115,7 +104,7 @@ def by_diffusers(
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("steps", [3, 20])
 def test_every_latent_is_that_of_diffusers(
-    painter: tuple[DiffusionStepper, Any], scheduler: str, steps: int
+    painter: tuple[DiffusionStepper, Any], scheduler: SolverName, steps: int
 ) -> None:
     stepper, network = painter
     has_classes = stepper_has_classes(stepper)
@@ -146,7 +135,7 @@ def test_every_latent_is_that_of_diffusers(
     ("scheduler", "pipeline"), [("ddpm", DDPMPipeline), ("ddim", DDIMPipeline)]
 )
 def test_images_are_those_of_the_pipeline(
-    painters: tuple[Path, dict[str, Any]], scheduler: str, pipeline: Any
+    painters: tuple[Path, dict[str, Any]], scheduler: SolverName, pipeline: Any
 ) -> None:
     repository, networks = painters
     theirs = pipeline(networks["free"], SCHEDULERS[scheduler].from_config(NOISE.model_dump()))

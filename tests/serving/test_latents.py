@@ -13,13 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    StableDiffusionPipeline,
-)
+from diffusers import StableDiffusionPipeline
 
+from serving.diffusion.parameters import SolverName
 from serving.errors import InferenceFailed, InvalidRequest
 from serving.pbtxt import read_config
 from serving.scheduling.stepping import StepScheduler
@@ -29,14 +25,10 @@ from serving.types import Tensors
 from tests.serving.test_diffusion import asked, begun, draw, scheduling
 from tests.training import pipelines
 from training.importing import import_checkpoint
+from training.tasks.image_generation.steps import SCHEDULERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-SCHEDULERS: dict[str, Any] = {
-    "ddim": DDIMScheduler,
-    "euler": EulerDiscreteScheduler,
-    "dpmsolver++": DPMSolverMultistepScheduler,
-}
 PROMPT, UNWANTED = "a red house", "blurry"
 
 
@@ -73,12 +65,12 @@ def drawn(stepper: DiffusionStepper, job: Drawing) -> tuple[list[Any], Any]:
             return samples, news[-1].event
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpmsolver++"])
 @pytest.mark.parametrize("size", [None, (16, 32)])
 def test_latents_and_pixels_are_those_of_the_pipeline(
     imported: tuple[Any, Path],
     stepper: DiffusionStepper,
-    scheduler: str,
+    scheduler: SolverName,
     size: tuple[int, int] | None,
 ) -> None:
     pipeline, _ = imported

@@ -7,12 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,13 +14,8 @@ from serving.diffusion.noise import FEWEST, TorchNoise
 from serving.diffusion.settings import NoiseSchedule
 from serving.diffusion.solvers import advance, plan_of
 from serving.errors import InvalidRequest
+from training.tasks.image_generation.steps import SCHEDULERS
 
-SCHEDULERS: dict[str, Any] = {
-    "ddpm": DDPMScheduler,
-    "ddim": DDIMScheduler,
-    "euler": EulerDiscreteScheduler,
-    "dpmsolver++": DPMSolverMultistepScheduler,
-}
 SHAPE = (1, 2, 8, 8)
 
 # What diffusers does with torch's tensors is for them to settle.

@@ -27,12 +27,13 @@ from training.tasks.image_generation.sampling import Predict, guided
 
 LIMIT = 1e-4
 _SEED = 7
-_SCHEDULERS: Mapping[SolverName, Any] = {
+SCHEDULERS: Mapping[SolverName, Any] = {
     "ddpm": DDPMScheduler,
     "ddim": DDIMScheduler,
     "euler": EulerDiscreteScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
+"""Of `diffusers`, by the names that they are served by."""
 
 
 def check_steps(
@@ -72,7 +73,7 @@ def _by_diffusers(
     solver: SolverName, settings: DiffusionSettings, predict: Predict
 ) -> Iterator[Tensor]:
     """[channel, row, column] before the first step and after each."""
-    scheduler = _SCHEDULERS[solver].from_config(settings.noise.model_dump())
+    scheduler = SCHEDULERS[solver].from_config(settings.noise.model_dump())
     scheduler.set_timesteps(settings.defaults.num_inference_steps)
     generator = torch.Generator().manual_seed(_SEED)
     shape = settings.sample.channels, settings.sample.height, settings.sample.width
