@@ -35,6 +35,7 @@ from training.tasks.image_generation.publication import DiffusionPublication
 from training.tasks.image_generation.recipe import Sampling
 from training.tasks.image_generation.report import DiffusionReport
 from training.tasks.image_generation.sampling import draw, from_pixels, to_pixels
+from training.tasks.image_generation.steps import SCHEDULERS
 from training.tasks.image_generation.verify import verify
 from training.tasks.image_generation.workload import DiffusionWorkload
 
@@ -237,9 +238,10 @@ def test_the_export_is_proven(run: RunDirectory) -> None:
     assert {check.name for check in parity.checks} >= {
         *("difference from torch, batch of 64", "difference between batched and alone"),
         "of 255, by which pixels of 50 pictures are served unlike torch's",
+        *(f"difference from diffusers in any of 5 steps of {solver}" for solver in SCHEDULERS),
     }
     assert parity.files.keys() == {
-        *("unet.onnx", "diffusion.json", "model.py", "example.txt"),
+        *("unet.onnx", "diffusion.json", "model.py", "example.txt", "example.json"),
         *("samples.png", "quality-against-steps.png"),
     }
     settings = DiffusionSettings.load(export)
@@ -275,7 +277,7 @@ def test_from_run_to_published_version(run: RunDirectory, tmp_path: Path, slipwa
     model = tmp_path / "digits-diffusion"
     verify_checksums(model / "1")
     assert {path.name for path in (model / "1").iterdir()} == {
-        *("unet.onnx", "diffusion.json", "model.py", "example.txt", "samples.png"),
+        *("unet.onnx", "diffusion.json", "model.py", "example.txt", "example.json", "samples.png"),
         *("quality-against-steps.png", "curves.png", "README.md", "manifest.json", "parity.json"),
     }
     config = read_config(model)
