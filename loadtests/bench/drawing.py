@@ -37,7 +37,7 @@ import psutil
 from drawing_floor import Way
 from load import Group, Outcome, Plan, Result
 from machine import machine
-from processes import HERE, ROOT, Server, alone, environment, run_load, slipway, start_held
+from processes import HERE, ROOT, Server, alone, environment, run_load_on, slipway, start_held
 from report import table
 from scenarios import Short, percentile
 from tqdm import tqdm
@@ -238,21 +238,16 @@ class Bench:
     def _load(self, name: str, groups: Sequence[Group], seconds: float | None = None) -> Result:
         contender = CONTENDERS[name]
         server = self._servers[contender.server]
-        server.go_on()
-        try:
-            return run_load(
-                Plan(
-                    port=server.port,
-                    wire=contender.wire,
-                    model=self._options.model,
-                    server_pid=server.pid,
-                    groups=list(groups),
-                    warmup_s=self._options.warmup_s,
-                    seconds=self._options.seconds if seconds is None else seconds,
-                )
-            )
-        finally:
-            server.hold()
+        plan = Plan(
+            port=server.port,
+            wire=contender.wire,
+            model=self._options.model,
+            server_pid=server.pid,
+            groups=list(groups),
+            warmup_s=self._options.warmup_s,
+            seconds=self._options.seconds if seconds is None else seconds,
+        )
+        return run_load_on(server, plan)
 
 
 def show(results: Results, best: Way, options: argparse.Namespace) -> None:

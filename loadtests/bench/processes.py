@@ -130,6 +130,15 @@ def run_load(plan: Plan) -> Result:
     return Result(**document, outcomes=outcomes)
 
 
+def run_load_on(server: Server, plan: Plan) -> Result:
+    """Let a server that is held still go on for as long as it is measured."""
+    server.go_on()
+    try:
+        return run_load(plan)
+    finally:
+        server.hold()
+
+
 def run_script(name: str, plan: dict[str, Any]) -> dict[str, Any]:
     """A load generator, in a process of its own: its plan in and its result out, both as JSON."""
     finished = subprocess.run(

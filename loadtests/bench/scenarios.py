@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from contenders import CONTENDERS, Materials
 from load import LOST, Group, Outcome, Plan, Result
-from processes import Server, free_port, run_load, slipway, start
+from processes import Server, free_port, run_load, run_load_on, slipway, start
 from texts import Text
 
 Count = Callable[[str], int]
@@ -134,22 +134,17 @@ class Bench:
     def _measure(self, name: str, groups: Sequence[Group], seconds: float | None = None) -> Result:
         contender = CONTENDERS[name]
         server = self._servers[contender.server]
-        server.go_on()
-        try:
-            return run_load(
-                Plan(
-                    port=server.port,
-                    wire=contender.wire,
-                    model=self._materials.model,
-                    server_pid=server.pid,
-                    groups=list(groups),
-                    max_new_tokens=self._materials.max_new_tokens,
-                    warmup_s=self._settings.warmup_s,
-                    seconds=self._settings.seconds if seconds is None else seconds,
-                )
-            )
-        finally:
-            server.hold()
+        plan = Plan(
+            port=server.port,
+            wire=contender.wire,
+            model=self._materials.model,
+            server_pid=server.pid,
+            groups=list(groups),
+            max_new_tokens=self._materials.max_new_tokens,
+            warmup_s=self._settings.warmup_s,
+            seconds=self._settings.seconds if seconds is None else seconds,
+        )
+        return run_load_on(server, plan)
 
 
 def burst(

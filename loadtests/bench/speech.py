@@ -34,7 +34,7 @@ import speech_floor
 from clips import Clip
 from load import Group, Plan, Result
 from machine import machine
-from processes import HERE, ROOT, Server, alone, environment, run_load, slipway, start_held
+from processes import HERE, ROOT, Server, alone, environment, run_load_on, slipway, start_held
 from report import table
 from scenarios import percentile
 from speech_floor import Rate, Way
@@ -204,21 +204,16 @@ class Bench:
         contender = CONTENDERS[name]
         server = self._servers[contender.server]
         files = [f"{clip.stem}.{contender.suffix}" for clip in heard]
-        server.go_on()
-        try:
-            return run_load(
-                Plan(
-                    port=server.port,
-                    wire=contender.wire,
-                    model=self._options.model,
-                    server_pid=server.pid,
-                    groups=[Group("mixed", clients, files)],
-                    warmup_s=self._options.warmup_s,
-                    seconds=seconds,
-                )
-            )
-        finally:
-            server.hold()
+        plan = Plan(
+            port=server.port,
+            wire=contender.wire,
+            model=self._options.model,
+            server_pid=server.pid,
+            groups=[Group("mixed", clients, files)],
+            warmup_s=self._options.warmup_s,
+            seconds=seconds,
+        )
+        return run_load_on(server, plan)
 
 
 def show(results: Results, best: Way, options: argparse.Namespace, heard: Sequence[Clip]) -> None:

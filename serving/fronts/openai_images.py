@@ -97,8 +97,7 @@ def router(
         outputs = asking.outputs(wishes.model, question, received, in_parts=wishes.stream)
         try:
             if wishes.stream:
-                events = _events(outputs, wishes, statuses)
-                return await begun(events)
+                return await begun(_events(outputs, wishes, statuses))
             async with aclosing(outputs):
                 [answer] = [part async for part in outputs]
         except RequestError as error:

@@ -121,29 +121,35 @@ def load_model(checkpoint: Path) -> PreTrainedModel:
 
 def load_weights(kind: type[PreTrainedModel], directory: Path) -> PreTrainedModel:
     """The same, of a directory whose files were looked at."""
-    try:
-        with quiet():
-            loaded: Any = kind.from_pretrained(
-                directory,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                use_safetensors=True,
-                local_files_only=True,
-                # Told below, by name.
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except SafetensorError as error:
-        raise CheckpointError(f"{directory}: the weights cannot be read: {error}") from error
-    # Whatever a config may hold, `transformers` finds its own way to fail on it.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{directory}: transformers cannot load it: {reason}") from error
+    with reading(directory, "transformers"), quiet():
+        loaded: Any = kind.from_pretrained(
+            directory,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+            # Told below, by name.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     model: PreTrainedModel
     model, found = loaded
     model.requires_grad_(False)
     require_all_weights(directory, found)
     return model
+
+
+@contextmanager
+def reading(directory: Path, library: str) -> Iterator[None]:
+    """Raises `CheckpointError` for whatever a library finds wrong with a directory."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(f"{directory}: the weights cannot be read: {error}") from error
+    # Whatever a config may hold, libraries find their own ways to fail on it.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{directory}: {library} cannot load it: {reason}") from error
 
 
 def require_all_weights(directory: Path, found: Mapping[str, Any]) -> None:

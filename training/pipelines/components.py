@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from diffusers.utils import logging
-from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel
 
 from training.errors import CheckpointError
-from training.graphs.checkpoint import CONFIG_FILE, load_weights, require_all_weights
+from training.graphs.checkpoint import CONFIG_FILE, load_weights, reading, require_all_weights
 from training.pipelines.index import TEXT_ENCODER, UNET, VAE, Index
 
 
@@ -94,24 +93,17 @@ def load_text_encoder(index: Index, width: int) -> CLIPTextModel:
 
 
 def _load(kind: Any, directory: Path) -> nn.Module:
-    try:
-        with quiet():
-            model, found = kind.from_pretrained(
-                directory,
-                torch_dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                low_cpu_mem_usage=False,
-                # Told below, by name.
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except SafetensorError as error:
-        raise CheckpointError(f"{directory}: the weights cannot be read: {error}") from error
-    # Whatever a config may hold, `diffusers` finds its own way to fail on it.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{directory}: diffusers cannot load it: {reason}") from error
+    with reading(directory, "diffusers"), quiet():
+        model, found = kind.from_pretrained(
+            directory,
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            # Told below, by name.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     module: nn.Module = model
     module.requires_grad_(False)
     require_all_weights(directory, found)
