@@ -174,7 +174,7 @@ class _App:
 
     async def startup(self) -> None:
         settings = self._settings
-        http = build_http(
+        http, connection = build_http(
             self._server,
             max_body_bytes=settings.max_input_bytes,
             restrictions=restricted.parse("--http-restricted-api", settings.http_restricted),
@@ -194,12 +194,12 @@ class _App:
         if failures and settings.exit_on_error:
             await self._server.close()
             raise OperatorError("\n".join(str(failure) for failure in failures))
-        apps: list[ASGIApp] = [http]
+        apps: list[tuple[ASGIApp, type[Connection]]] = [(http, connection)]
         if settings.allow_metrics:
-            apps.append(build_metrics(self._server.metrics.registry))
+            apps.append((build_metrics(self._server.metrics.registry), Connection))
             self._server.metrics.loop_lag.start()
-        for app, listener in zip(apps, sockets, strict=True):
-            await self._start_http(app, listener)
+        for (app, connection), listener in zip(apps, sockets, strict=True):
+            await self._start_http(app, connection, listener)
         await self._grpc.start()
         http_port, *metrics_port = (listener.getsockname()[1] for listener in sockets)
         log.info(
@@ -236,10 +236,12 @@ class _App:
         log.info("stopped")
         return True
 
-    async def _start_http(self, app: ASGIApp, listener: socket.socket) -> None:
+    async def _start_http(
+        self, app: ASGIApp, connection: type[Connection], listener: socket.socket
+    ) -> None:
         config = uvicorn.Config(
             app,
-            http=Connection,
+            http=connection,
             ws="websockets-sansio" if find_spec("websockets") else "none",
             ws_max_size=MAX_WEBSOCKET_MESSAGE_BYTES,
             ws_per_message_deflate=False,

@@ -107,9 +107,14 @@ async def _read(receive: Receive, limit_bytes: int) -> bytes:
                 chunks.append(message.get("body", b""))
                 size += len(chunks[-1])
             body = b"".join(chunks)
+    check_length(body, limit_bytes)
+    return body
+
+
+def check_length(body: bytes, limit_bytes: int) -> None:
+    """Raises `TooLarge`."""
     if len(body) > limit_bytes:
         raise TooLarge(f"the request body is over the limit of {limit_bytes} bytes")
-    return body
 
 
 async def respond(

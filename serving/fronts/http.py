@@ -32,6 +32,8 @@ from serving.fronts.asgi import (
     error_body,
 )
 from serving.fronts.asking import Asking
+from serving.fronts.direct import DirectConnection
+from serving.fronts.http_connection import Connection
 from serving.fronts.restricted import Restrictions
 from serving.server import Server
 
@@ -43,8 +45,8 @@ def build_http(
     restrictions: Restrictions,
     strict: bool,
     guard_management: bool,
-) -> ASGIApp:
-    """Everything on the HTTP port.
+) -> tuple[ASGIApp, type[Connection]]:
+    """Everything on the HTTP port, and the connections by which it is reached.
 
     `strict` answers with Triton's statuses also where ours are better. `guard_management` refuses
     calls that change the server for others, unless they need a key.
@@ -73,7 +75,11 @@ def build_http(
     _complete_documentation(app)
     infer = v2_http.InferRoute(server, max_body_bytes, restrictions, statuses)
     task = task_api.TaskRoute(server, asking, max_body_bytes, restrictions, statuses)
-    return HttpCalls(_PredictFirst(infer, task, app), server)
+
+    class Direct(DirectConnection):
+        route = infer
+
+    return HttpCalls(_PredictFirst(infer, task, app), server), Direct
 
 
 class _PredictFirst:
@@ -87,7 +93,7 @@ class _PredictFirst:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif (infer := self._infer.match(scope)) is not None:
+        elif (infer := self._infer.match(scope["path"])) is not None:
             await self._infer(*infer, scope, receive, send)
         elif (task := self._task.match(scope)) is not None:
             await self._task(*task, scope, receive, send)

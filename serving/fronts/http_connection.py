@@ -71,8 +71,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._is_in_head = False
-        self._bytes_to_no_end = 0
+        self._head_is_complete()
         if not self.parser.should_upgrade() or self._opens_websocket():
             super().on_headers_complete()
 
@@ -84,6 +83,10 @@ class Connection(HttpToolsProtocol):
         self._bytes_to_no_end = 0
         if not self.parser.should_upgrade():
             super().on_message_complete()
+
+    def _head_is_complete(self) -> None:
+        self._is_in_head = False
+        self._bytes_to_no_end = 0
 
     def _opens_websocket(self) -> bool:
         return self.url.partition(b"?")[0] == WEBSOCKET_PATH and self._should_upgrade()

@@ -19,6 +19,7 @@ from serving.fronts.asgi import (
     JSON,
     Headers,
     call_of,
+    check_length,
     check_post,
     describe,
     error_body,
@@ -52,6 +53,9 @@ from serving.server import Server
 from serving.shared_memory import SharedMemory
 from serving.types import Call, Front, InferRequest, InferResponse, Tensors
 
+Answer = tuple[int, list[Buffer], Headers]
+"""Status, the parts of the body, headers but for its length."""
+
 HEADER_LENGTH = b"inference-header-content-length"
 
 _TARGET = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]+))?/infer")
@@ -69,54 +73,78 @@ class InferRoute:
         restrictions: Restrictions,
         statuses: Mapping[str, int],
     ):
-        self._server = server
-        self._max_body_bytes = max_body_bytes
+        self.server = server
+        self.max_body_bytes = max_body_bytes
         self._restrictions = restrictions
         self._statuses = statuses
 
+    @property
+    def is_restricted(self) -> bool:
+        """Whether a caller may need a key."""
+        return bool(self._restrictions.keys)
+
     @staticmethod
-    def match(scope: Scope) -> tuple[str, str] | None:
+    def match(path: str) -> tuple[str, str] | None:
         """The model's name and version if this is the path of an infer call."""
-        found = _TARGET.fullmatch(scope["path"])
+        found = _TARGET.fullmatch(path)
         return (found[1], found[2] or "") if found else None
 
     async def __call__(
         self, name: str, version: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
         asked: dict[bytes, bytes] = dict(scope["headers"])
-        headers: Headers
         try:
             check_post(scope, self._restrictions, "inference")
-            caller = call_of(scope, Front.V2_HTTP)
-            parts, headers = await self._answer(caller, name, version, asked, receive)
-            status = 200
+            call = call_of(scope, Front.V2_HTTP)
+            body = await self._read(call, name, version, receive)
         except Exception as error:
-            status, message, headers = describe(error, self._statuses)
-            parts = [error_body(message)]
-            headers.append((b"content-type", JSON))
-            if isinstance(error, Unsupported) and b"content-encoding" in asked:
-                headers.append((b"accept-encoding", ", ".join(ENCODINGS).encode()))
-        await respond(send, status, parts, headers)
+            answer = self._refusal(error, asked)
+        else:
+            call.received = monotonic()
+            answer = await self.answer(call, name, version, asked, body)
+        await respond(send, *answer)
+
+    async def answer(
+        self, call: Call, name: str, version: str, asked: Mapping[bytes, bytes], body: bytes
+    ) -> Answer:
+        """What a whole call comes to, which has come with these headers."""
+        try:
+            return 200, *await self._answer(call, name, version, asked, body)
+        except Exception as error:
+            return self._refusal(error, asked)
+
+    async def _read(self, call: Call, name: str, version: str, receive: Receive) -> bytes:
+        try:
+            return await read_body(receive, self.max_body_bytes)
+        except RequestError as error:
+            self.server.note_invalid(error, call, name, version)
+            raise
+
+    def _refusal(self, error: Exception, asked: Mapping[bytes, bytes]) -> Answer:
+        status, message, headers = describe(error, self._statuses)
+        headers.append((b"content-type", JSON))
+        if isinstance(error, Unsupported) and b"content-encoding" in asked:
+            headers.append((b"accept-encoding", ", ".join(ENCODINGS).encode()))
+        return status, [error_body(message)], headers
 
     async def _answer(
-        self, caller: Call, name: str, version: str, asked: Mapping[bytes, bytes], receive: Receive
+        self, caller: Call, name: str, version: str, asked: Mapping[bytes, bytes], body: bytes
     ) -> tuple[list[Buffer], Headers]:
         try:
-            body = await read_body(receive, self._max_body_bytes)
-            caller.received = monotonic()
+            check_length(body, self.max_body_bytes)
             if b"content-encoding" in asked:
                 encoding = asked[b"content-encoding"].decode("latin-1")
-                body = await asyncio.to_thread(decompress, encoding, body, self._max_body_bytes)
-            model = self._server.model(name, version)
+                body = await asyncio.to_thread(decompress, encoding, body, self.max_body_bytes)
+            model = self.server.model(name, version)
             call = parse_infer(
-                model, version, body, asked.get(HEADER_LENGTH), self._server.shared_memory
+                model, version, body, asked.get(HEADER_LENGTH), self.server.shared_memory
             )
         except RequestError as error:
-            self._server.note_invalid(error, caller, name, version)
+            self.server.note_invalid(error, caller, name, version)
             raise
         call.request.asked_by(caller)
-        response = await self._server.infer(call.request)
-        parts, headers = render_infer(call, model, response, self._server.shared_memory)
+        response = await self.server.infer(call.request)
+        parts, headers = render_infer(call, model, response, self.server.shared_memory)
         if b"accept-encoding" in asked:
             coding = choose(asked[b"accept-encoding"].decode("latin-1"))
             if coding is not None:

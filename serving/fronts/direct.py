@@ -1,0 +1,188 @@
+"""Infer calls that the connection itself answers: no scope, no messages and no queue between.
+
+Only a plain POST is taken whose predecessors on the connection have their answers. Whatever else
+comes, such as a call that was sent before the last one was answered, goes through the application,
+which answers the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from http import HTTPStatus
+from time import monotonic
+from typing import ClassVar
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from serving.fronts.asgi import (
+    JSON,
+    SILENCE_S,
+    SLOWEST_BYTES_PER_S,
+    Headers,
+    error_body,
+)
+from serving.fronts.http_connection import Connection
+from serving.fronts.v2_http import InferRoute
+from serving.fronts.v2_tensors import Buffer
+from serving.types import Call, Front
+
+
+class DirectConnection(Connection):
+    """Answers what its `route` takes."""
+
+    route: ClassVar[InferRoute]
+    _exchange: _Exchange | None = None
+    """The latest."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._exchange is not None:
+            self._exchange.abandon()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        exchange = self._current()
+        if exchange is not None and exchange.collects:
+            self._patience = self.loop.call_later(exchange.patience_s(), self._give_up, exchange)
+
+    def on_headers_complete(self) -> None:
+        target = self._target()
+        if target is None:
+            super().on_headers_complete()
+            return
+        self._head_is_complete()
+        self._exchange = _Exchange(self, *target, dict(self.headers))
+        # uvicorn takes it for one of its own, which it lets finish before it begins the next.
+        self.cycle = self._exchange  # type: ignore[assignment]
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self._current()
+        if exchange is None:
+            super().on_body(body)
+        else:
+            self._bytes_to_no_end = 0
+            exchange.take(body)
+
+    def on_message_complete(self) -> None:
+        exchange = self._current()
+        if exchange is None:
+            super().on_message_complete()
+        else:
+            self._bytes_to_no_end = 0
+            exchange.begin()
+
+    def _current(self) -> _Exchange | None:
+        """That of the request which is being read."""
+        cycle: object = self.cycle
+        return cycle if isinstance(cycle, _Exchange) else None
+
+    def _target(self) -> tuple[str, str] | None:
+        """The model and version of a call that can be answered here."""
+        parser = self.parser
+        if (
+            parser.get_method() != b"POST"
+            or parser.get_http_version() != "1.1"
+            or parser.should_upgrade()
+            or self.expect_100_continue
+            or self.flow.write_paused
+            or not (self.cycle is None or self.cycle.response_complete)
+            or self.route.is_restricted
+        ):
+            return None
+        return self.route.match(self.url.decode("latin-1"))
+
+    def _give_up(self, exchange: _Exchange) -> None:
+        exchange.response_complete = True
+        self._refuse(HTTPStatus.REQUEST_TIMEOUT, "the request body did not come in time")
+
+
+class _Exchange:
+    """One call and its answer. What uvicorn asks of its own is named as there."""
+
+    def __init__(
+        self, connection: DirectConnection, name: str, version: str, asked: dict[bytes, bytes]
+    ):
+        self._connection = connection
+        self._name = name
+        self._version = version
+        self._asked = asked
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._since = self._latest = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self.keep_alive: bool = connection.parser.should_keep_alive()
+        self.message_event = asyncio.Event()
+        self.disconnected = False
+        self.response_complete = False
+
+    @property
+    def collects(self) -> bool:
+        """Whether more of the body is to come."""
+        return self._task is None and not self.response_complete
+
+    def take(self, piece: bytes) -> None:
+        if not self.collects:
+            return
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size > self._connection.route.max_body_bytes:
+            self.begin()
+
+    def patience_s(self) -> float:
+        """How long the caller may take for the next piece of the body."""
+        now = self._connection.loop.time()
+        self._since = self._since or now
+        slowest = self._since + self._size / SLOWEST_BYTES_PER_S
+        return min(now, slowest) + SILENCE_S - now
+
+    def begin(self) -> None:
+        """Answer: the body is there, or more of it than there may be."""
+        if not self.collects:
+            return
+        connection = self._connection
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        self._task = connection.loop.create_task(self._answer(body))
+        # For uvicorn waits for these when it shuts down, and cancels them when it is time.
+        connection.tasks.add(self._task)
+        self._task.add_done_callback(connection.tasks.discard)
+
+    def abandon(self) -> None:
+        """The caller is gone."""
+        self.disconnected = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _answer(self, body: bytes) -> None:
+        route = self._connection.route
+        call = Call(Front.V2_HTTP, monotonic())
+        try:
+            answer = await route.answer(call, self._name, self._version, self._asked, body)
+        except asyncio.CancelledError:
+            if self.disconnected:
+                return
+            message = error_body("the server stopped before it had an answer")
+            self._send(503, [message], [(b"content-type", JSON)])
+        else:
+            self._send(*answer)
+            call.sent = monotonic()
+        finally:
+            route.server.sent(call)
+
+    def _send(self, status: int, parts: Sequence[Buffer], headers: Headers) -> None:
+        connection = self._connection
+        if self.disconnected or connection.transport.is_closing():
+            return
+        size = sum(map(len, parts))
+        head = [STATUS_LINE[status]]
+        for name, value in (*connection.server_state.default_headers, *headers):
+            head += (name, b": ", value, b"\r\n")
+        if not self.keep_alive:
+            head.append(b"connection: close\r\n")
+        head.append(b"content-length: %d\r\n\r\n" % size)
+        connection.transport.write(b"".join([*head, *parts]))
+        self.response_complete = True
+        if not self.keep_alive:
+            connection.transport.close()
+        connection.on_response_complete()
