@@ -15,17 +15,19 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from serving.calls import Call
 from serving.fronts.asgi import (
     JSON,
     SILENCE_S,
     SLOWEST_BYTES_PER_S,
     Headers,
     error_body,
+    identity,
+    new_call,
 )
 from serving.fronts.http_connection import Connection
-from serving.fronts.v2_http import InferRoute
+from serving.fronts.v2_http import OPERATION, InferRoute
 from serving.fronts.v2_tensors import Buffer
-from serving.types import Call, Front
 
 
 class DirectConnection(Connection):
@@ -156,32 +158,34 @@ class _Exchange:
 
     async def _answer(self, body: bytes) -> None:
         route = self._connection.route
-        call = Call(Front.V2_HTTP, monotonic())
+        call = new_call(self._asked)
+        call.operation = OPERATION
+        call.received = monotonic()
         try:
             answer = await route.answer(call, self._name, self._version, self._asked, body)
         except asyncio.CancelledError:
             if self.disconnected:
                 return
             message = error_body("the server stopped before it had an answer")
-            self._send(503, [message], [(b"content-type", JSON)])
+            self._send(call, 503, [message], [(b"content-type", JSON)])
         else:
-            self._send(*answer)
-            call.sent = monotonic()
+            self._send(call, *answer)
         finally:
             route.server.sent(call)
 
-    def _send(self, status: int, parts: Sequence[Buffer], headers: Headers) -> None:
+    def _send(self, call: Call, status: int, parts: Sequence[Buffer], headers: Headers) -> None:
         connection = self._connection
         if self.disconnected or connection.transport.is_closing():
             return
         size = sum(map(len, parts))
         head = [STATUS_LINE[status]]
-        for name, value in (*connection.server_state.default_headers, *headers):
+        for name, value in (*connection.server_state.default_headers, *headers, identity(call)):
             head += (name, b": ", value, b"\r\n")
         if not self.keep_alive:
             head.append(b"connection: close\r\n")
         head.append(b"content-length: %d\r\n\r\n" % size)
         connection.transport.write(b"".join([*head, *parts]))
+        call.status, call.sent = str(status), monotonic()
         self.response_complete = True
         if not self.keep_alive:
             connection.transport.close()

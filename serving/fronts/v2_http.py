@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from serving.calls import Call, Front
 from serving.errors import InvalidRequest, Malformed, RequestError, Unsupported
 from serving.fronts.asgi import (
     JSON,
@@ -51,11 +52,12 @@ from serving.fronts.v2_tensors import (
 from serving.model import Model
 from serving.server import Server
 from serving.shared_memory import SharedMemory
-from serving.types import Call, Front, InferRequest, InferResponse, Tensors
+from serving.types import InferRequest, InferResponse, Tensors
 
 Answer = tuple[int, list[Buffer], Headers]
 """Status, the parts of the body, headers but for its length."""
 
+OPERATION = "/v2/models/{model}/infer"
 HEADER_LENGTH = b"inference-header-content-length"
 
 _TARGET = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]+))?/infer")
@@ -95,7 +97,7 @@ class InferRoute:
         asked: dict[bytes, bytes] = dict(scope["headers"])
         try:
             check_post(scope, self._restrictions, "inference")
-            call = call_of(scope, Front.V2_HTTP)
+            call = call_of(scope, Front.V2_HTTP, OPERATION)
             body = await self._read(call, name, version, receive)
         except Exception as error:
             answer = self._refusal(error, asked)
