@@ -19,7 +19,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar
@@ -60,21 +60,19 @@ class Loaded:
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @contextmanager
-    def lease(self) -> Iterator[Loaded]:
-        """Keeps the version loaded."""
+    def hold(self) -> None:
+        """Keep the version loaded, until it is let go."""
         self._users += 1
-        self._unused.clear()
-        try:
-            yield self
-        finally:
-            self._users -= 1
-            if not self._users:
-                self._unused.set()
+
+    def let_go(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self._unused.set()
 
     async def close(self) -> None:
         """Release the version when nobody holds it any more."""
-        if self._users:
+        while self._users:
+            self._unused.clear()
             await self._unused.wait()
         await self.model.close()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import structlog
@@ -120,7 +121,10 @@ class Server:
         self.log_settings = log_settings
         self.draining = False
         self._strict_readiness = strict_readiness
-        self._in_flight: set[asyncio.Future[None]] = set()
+        self._in_flight: set[_Accepted] = set()
+        self._last_ones: set[_Accepted] = set()
+        """Of these, those for whose outcome a drained server waits."""
+        self._are_done = asyncio.Event()
 
     @property
     def ready(self) -> bool:
@@ -169,7 +173,7 @@ class Server:
 
         Raises any of `serving.errors` but `OperatorError`; cancelling the call is safe at any time.
         """
-        with self._accepted(request) as loaded:
+        with _Accepted(self, request) as loaded:
             model = loaded.model
             if not model.answers_once:
                 raise Unsupported(
@@ -183,7 +187,7 @@ class Server:
 
         Raises as `infer` does; closing the iterator early cancels the request.
         """
-        with self._accepted(request) as loaded:
+        with _Accepted(self, request) as loaded:
             model = loaded.model
             if not model.config.decoupled:
                 yield await model.infer(request, model.rows(request))
@@ -228,8 +232,10 @@ class Server:
     async def drain(self, grace_s: float) -> None:
         """Turn not ready, and wait until what is in flight now has its outcome."""
         self.draining = True
-        if self._in_flight:
-            await asyncio.wait(set(self._in_flight), timeout=grace_s)
+        self._last_ones = set(self._in_flight)
+        if self._last_ones:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._are_done.wait(), grace_s)
 
     def give_up(self) -> None:
         """Fail what still waits, so that its callers hear of it before the fronts close."""
@@ -247,41 +253,13 @@ class Server:
             await self._spans.close()
         self.shared_memory.close()
 
-    @contextmanager
-    def _accepted(self, request: InferRequest) -> Iterator[Loaded]:
-        """Holds a model for one request, and counts the one outcome that the request has."""
-        stamps = request.stamps
-        stamps.received = stamps.received or monotonic()
-        in_flight = asyncio.get_running_loop().create_future()
-        if self._spans is not None:
-            self._spans.begin(request)
-        try:
-            found = self._catalog.find_for(
-                request.model_name, request.model_version, request.sequence
-            )
-        except NotFound:
-            self._not_found(request)
-            raise
-        with found.lease() as loaded:
-            self._in_flight.add(in_flight)
-            self.metrics.in_flight += 1
-            outcome, reason = Outcome.FAILED, ""
-            try:
-                yield loaded
-                outcome = Outcome.ANSWERED
-            except BaseException as error:
-                outcome = _outcome(error, request)
-                reason = self._reason(error)
-                if outcome is Outcome.FAILED and isinstance(error, SlipwayError):
-                    log.error("inference failed", model=request.model_name, exc_info=error)
-                raise
-            finally:
-                self._in_flight.discard(in_flight)
-                self.metrics.in_flight -= 1
-                in_flight.set_result(None)
-                loaded.metrics.ended(outcome, stamps, request.front, reason)
-                version = loaded.model.version
-                self._ended(_Ended(request, version, outcome, reason, loaded.metrics))
+    def _leave(self, accepted: _Accepted) -> None:
+        self._in_flight.discard(accepted)
+        self.metrics.in_flight -= 1
+        if accepted in self._last_ones:
+            self._last_ones.discard(accepted)
+            if not self._last_ones:
+                self._are_done.set()
 
     def _not_found(self, request: InferRequest) -> None:
         self.metrics.unresolved += 1
@@ -320,6 +298,52 @@ class Server:
         if isinstance(error, Unavailable) and self.draining:
             return "draining"
         return _REASONS.get(error.code, "") if isinstance(error, SlipwayError) else ""
+
+
+class _Accepted:
+    """Holds a model for one request, and counts the one outcome that the request has."""
+
+    __slots__ = ("_loaded", "_request", "_server")
+
+    def __init__(self, server: Server, request: InferRequest):
+        self._server = server
+        self._request = request
+
+    def __enter__(self) -> Loaded:
+        server, request = self._server, self._request
+        stamps = request.stamps
+        stamps.received = stamps.received or monotonic()
+        if server._spans is not None:
+            server._spans.begin(request)
+        try:
+            loaded = server._catalog.find_for(
+                request.model_name, request.model_version, request.sequence
+            )
+        except NotFound:
+            server._not_found(request)
+            raise
+        self._loaded = loaded
+        loaded.hold()
+        server._in_flight.add(self)
+        server.metrics.in_flight += 1
+        return loaded
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        server, request, loaded = self._server, self._request, self._loaded
+        outcome, reason = Outcome.ANSWERED, ""
+        if error is not None:
+            outcome, reason = _outcome(error, request), server._reason(error)
+            if outcome is Outcome.FAILED and isinstance(error, SlipwayError):
+                log.error("inference failed", model=request.model_name, exc_info=error)
+        server._leave(self)
+        loaded.metrics.ended(outcome, request.stamps, request.front, reason)
+        server._ended(_Ended(request, loaded.model.version, outcome, reason, loaded.metrics))
+        loaded.let_go()
 
 
 def _outcome(error: BaseException, request: InferRequest) -> Outcome:
