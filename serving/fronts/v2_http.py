@@ -40,6 +40,7 @@ from serving.fronts.v2_call import (
     region_of,
     request_parameters,
 )
+from serving.fronts.v2_patterns import Patterns
 from serving.fronts.v2_tensors import (
     Buffer,
     check_spec,
@@ -78,6 +79,7 @@ class InferRoute:
         self.server = server
         self.max_body_bytes = max_body_bytes
         self._restrictions = restrictions
+        self._patterns = Patterns()
         self._statuses = statuses
 
     @property
@@ -138,9 +140,7 @@ class InferRoute:
                 encoding = asked[b"content-encoding"].decode("latin-1")
                 body = await asyncio.to_thread(decompress, encoding, body, self.max_body_bytes)
             model = self.server.model(name, version)
-            call = parse_infer(
-                model, version, body, asked.get(HEADER_LENGTH), self.server.shared_memory
-            )
+            call = self._parsed(model, version, body, asked.get(HEADER_LENGTH))
         except RequestError as error:
             self.server.note_invalid(error, caller, name, version)
             raise
@@ -153,6 +153,21 @@ class InferRoute:
                 parts = [await _packed(coding, parts)]
                 headers.append((b"content-encoding", coding.encode()))
         return parts, headers
+
+    def _parsed(
+        self, model: Model, version: str, body: bytes, header_length: bytes | None
+    ) -> InferCall:
+        """As `parse_infer` does, which is asked where the header is a new one."""
+        header = b""
+        if header_length is not None and len(header_length) < 10 and header_length.isdigit():
+            header = body[: int(header_length)]
+            call = self._patterns.call(model.config.name, version, header, body)
+            if call is not None:
+                return call
+        call = parse_infer(model, version, body, header_length, self.server.shared_memory)
+        if header:
+            self._patterns.learn(header, body, call)
+        return call
 
 
 def parse_infer(
