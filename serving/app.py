@@ -53,6 +53,10 @@ SWITCH_S = 0.0005
 """An engine's thread that comes back from computing waits so long, at most, for the event loop to
 let go of the interpreter. Python's own choice is ten times that, longer than many steps."""
 
+GENERATIONS = (10_000, 20, 50)
+"""Of the garbage collector, which else looks through what requests are made of twice in each of
+them; next to none of it is in a circle."""
+
 FLUSH_S = 1
 """Of the exit timeout, what the fronts get to tell those who still wait that they wait in vain."""
 
@@ -211,6 +215,7 @@ class _App:
         # Not so the models, which may leave.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*GENERATIONS)
         failures = await self._server.control.start(settings.load_models)
         if failures and settings.exit_on_error:
             await self._server.close()

@@ -13,6 +13,7 @@ from http import HTTPStatus
 from time import monotonic
 from typing import ClassVar
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from serving.calls import Call
@@ -43,8 +44,17 @@ class DirectConnection(Connection):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
         exchange = self._current()
+        if exchange is not None and 0 < len(data) <= exchange.missing:
+            # All of it belongs to the body: the parser would copy it once more.
+            self._stop_waiting()
+            exchange.take(data)
+            if not exchange.missing:
+                self.parser = httptools.HttpRequestParser(self)
+                exchange.begin()
+        else:
+            super().data_received(data)
+            exchange = self._current()
         if exchange is not None and exchange.collects:
             self._patience = self.loop.call_later(exchange.patience_s(), self._give_up, exchange)
 
@@ -111,12 +121,19 @@ class _Exchange:
         self._asked = asked
         self._pieces: list[bytes] = []
         self._size = 0
+        length = asked.get(b"content-length", b"0")
+        self._length = int(length) if b"transfer-encoding" not in asked else 0
         self._since = self._latest = 0.0
         self._task: asyncio.Task[None] | None = None
         self.keep_alive: bool = connection.parser.should_keep_alive()
         self.message_event = asyncio.Event()
         self.disconnected = False
         self.response_complete = False
+
+    @property
+    def missing(self) -> int:
+        """Bytes of the body that are to come; 0 if nobody has told how many."""
+        return self._length - self._size if self.collects else 0
 
     @property
     def collects(self) -> bool:

@@ -122,8 +122,7 @@ class BatchLayout:
         for name in parts[0]:
             tensors = [part[name] for part in parts]
             if name in self._pads:
-                longest = _longest(tensors)
-                tensors = [_padded(tensor, longest, self._pads[name]) for tensor in tensors]
+                tensors = [_padded(tensors, self._pads[name])]
             elif name in self._ragged_names and self._concatenates:
                 tensors = [tensor.ravel() for tensor in tensors]
             stacked[name] = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
@@ -354,10 +353,20 @@ def _longest(tensors: Sequence[Array]) -> Shape:
     return (sum(len(tensor) for tensor in tensors), *longest)
 
 
-def _padded(tensor: Array, longest: Shape, value: Array) -> Array:
-    if tensor.shape[1:] == longest[1:]:
-        return tensor
-    padded = np.empty((len(tensor), *longest[1:]), tensor.dtype)
-    padded.fill(value.item() if tensor.dtype == object else value)
-    padded[tuple(slice(size) for size in tensor.shape)] = tensor
+def _padded(tensors: Sequence[Array], value: Array) -> Array:
+    """All in one, each filled up to the longest, and copied but once."""
+    if len(tensors) == 1:
+        return tensors[0]
+    longest = _longest(tensors)
+    padded = np.empty(longest, tensors[0].dtype)
+    filling = value.item() if padded.dtype == object else value
+    at = 0
+    for tensor in tensors:
+        rows = padded[at : at + len(tensor)]
+        at += len(tensor)
+        if tensor.ndim == 2:
+            rows[:, tensor.shape[1] :] = filling
+        elif tensor.shape[1:] != longest[1:]:
+            rows[...] = filling
+        rows[tuple(slice(size) for size in tensor.shape)] = tensor
     return padded
