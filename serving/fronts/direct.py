@@ -45,14 +45,15 @@ class DirectConnection(Connection):
 
     def data_received(self, data: bytes) -> None:
         exchange = self._current()
-        if exchange is not None and 0 < len(data) <= exchange.missing:
-            # All of it belongs to the body: the parser would copy it once more.
+        if exchange is not None and (missing := exchange.missing):
+            # The parser would copy the body once more.
             self._stop_waiting()
-            exchange.take(data)
+            exchange.take(data[:missing])
+            data = data[missing:]
             if not exchange.missing:
                 self.parser = httptools.HttpRequestParser(self)
                 exchange.begin()
-        else:
+        if data:
             super().data_received(data)
             exchange = self._current()
         if exchange is not None and exchange.collects:
@@ -133,7 +134,7 @@ class _Exchange:
     @property
     def missing(self) -> int:
         """Bytes of the body that are to come; 0 if nobody has told how many."""
-        return self._length - self._size if self.collects else 0
+        return max(0, self._length - self._size) if self.collects else 0
 
     @property
     def collects(self) -> bool:

@@ -1,0 +1,247 @@
+"""Calls that the connection itself answers, and those that it must leave to the application."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.fronts import direct
+from serving.fronts.direct import DirectConnection
+from serving.fronts.v2_http import HEADER_LENGTH
+from tests.support import RunningServer, await_true, metric, serving, write_fake, write_model
+
+PATH = b"/v2/models/double/infer"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    repository = tmp_path_factory.mktemp("direct")
+    write_model(repository, "double", operation="Add")
+    write_fake(repository, "slow", delay_ms=400, max_batch_size=1)
+    with serving(repository, "--http-max-input-size", "100000") as running:
+        yield running
+
+
+def request(body: bytes, *headers: bytes, path: bytes = PATH) -> bytes:
+    length = b"Content-Length: %d" % len(body)
+    return b"\r\n".join([b"POST " + path + b" HTTP/1.1", *headers, length, b"", body])
+
+
+def chunked(body: bytes) -> bytes:
+    half = len(body) // 2
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:half], body[half:]))
+    head = b"POST " + PATH + b" HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + chunks + b"0\r\n\r\n"
+
+
+def as_json(values: list[float]) -> bytes:
+    tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": values}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def binary(values: list[float]) -> tuple[bytes, bytes]:
+    """A body, and the header that says how much of it is JSON."""
+    tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32"}
+    described = {**tensor, "parameters": {"binary_data_size": 16}}
+    head = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
+    raw = np.array(values, np.float32).tobytes()
+    return head + raw, HEADER_LENGTH + b": %d" % len(head)
+
+
+def answers(received: bytes) -> Iterator[tuple[int, Mapping[str, str], bytes]]:
+    """Each response that a connection got: status, headers, body."""
+    while received:
+        head, _, received = received.partition(b"\r\n\r\n")
+        line, *lines = head.decode().split("\r\n")
+        status = int(line.split()[1])
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        size = int(headers.get("content-length", 0))
+        if status != 100:
+            yield status, headers, received[:size]
+        received = received[size:]
+
+
+def doubled(headers: Mapping[str, str], body: bytes) -> list[float]:
+    length = headers.get(HEADER_LENGTH.decode())
+    if length is None:
+        found: list[float] = json.loads(body)["outputs"][0]["data"]
+        return found
+    values: list[float] = np.frombuffer(body[int(length) :], np.float32).tolist()
+    return values
+
+
+def exchange(server: RunningServer, *pieces: bytes) -> list[tuple[int, Mapping[str, str], bytes]]:
+    """What comes back until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(0.002)
+        received = b""
+        while part := connection.recv(1 << 16):
+            received += part
+    return list(answers(received))
+
+
+WAYS = ("json", "binary", "chunked", "expect", "get")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_calls_in_any_pieces_are_answered_in_order(
+    server: RunningServer, data: st.DataObject
+) -> None:
+    ways = data.draw(st.lists(st.sampled_from(WAYS), min_size=1, max_size=5))
+    sent = b""
+    expected: list[list[float] | None] = []
+    for number, way in enumerate(ways):
+        values = [float(number), -1.5, 2.0, float(len(way))]
+        expected.append(None if way == "get" else [2 * value for value in values])
+        if way == "json":
+            sent += request(as_json(values))
+        elif way == "binary":
+            sent += request(*binary(values))
+        elif way == "chunked":
+            sent += chunked(as_json(values))
+        elif way == "expect":
+            sent += request(as_json(values), b"Expect: 100-continue")
+        else:
+            sent += b"GET /v2/health/live HTTP/1.1\r\n\r\n"
+    sent += b"GET /v2/health/live HTTP/1.1\r\nConnection: close\r\n\r\n"
+    cuts = data.draw(st.lists(st.integers(1, len(sent) - 1), max_size=3, unique=True).map(sorted))
+    pieces = [sent[start:end] for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+    *got, last = exchange(server, *pieces)
+    assert [status for status, _, _ in got] == [200] * len(ways)
+    assert last[0] == 200
+    for (_, headers, body), wanted in zip(got, expected, strict=True):
+        assert wanted is None or doubled(headers, body) == wanted
+
+
+def test_a_known_header_is_no_more_trusted_than_a_new_one(server: RunningServer) -> None:
+    body, length = binary([1.0, 2.0, 3.0, 4.0])
+    other, _ = binary([-1.0, 0.5, 0.0, 7.0])
+    sent = [request(body, length), request(other, length)]
+    # The same header, before too few bytes, too many, and another version of the model.
+    sent += [request(body[:-4], length), request(body + b"1234", length)]
+    sent += [request(body, length, path=b"/v2/models/double/versions/7/infer")]
+    sent += [request(body, length, b"Connection: close")]
+    first, second, short, long, unknown, last = exchange(server, *sent)
+    assert doubled(*first[1:]) == [2.0, 4.0, 6.0, 8.0] == doubled(*last[1:])
+    assert doubled(*second[1:]) == [-2.0, 1.0, 0.0, 14.0]
+    assert (short[0], long[0], unknown[0]) == (400, 400, 404)
+    assert b"12 bytes are left in the body" in short[2]
+    assert b"4 bytes follow the last binary input" in long[2]
+    for status, headers, text in (short, long, unknown):
+        assert headers["content-type"] == "application/json", status
+        assert len(headers["x-request-id"]) == 32
+        assert json.loads(text).keys() == {"error"}
+
+
+def test_a_body_over_the_limit_is_refused_before_its_end(server: RunningServer) -> None:
+    def refusals() -> float:
+        return metric(server, "slipway_refusals_total", model="double", reason="too_large")
+
+    before = refusals()
+    with closing(socket.create_connection(("127.0.0.1", server.http_port), 20)) as connection:
+        connection.sendall(request(b" " * 200_000)[:150_000])
+        status, _, body = next(answers(connection.recv(1 << 16)))
+        assert status == 413
+        assert b"over the limit of 100000 bytes" in body
+        # What is left of it is passed over, and the connection is of use.
+        connection.sendall(b" " * (len(request(b" " * 200_000)) - 150_000))
+        connection.sendall(request(as_json([1.0, 2.0, 3.0, 4.0])))
+        assert next(answers(connection.recv(1 << 16)))[0] == 200
+    assert refusals() - before == 1
+
+
+def test_whoever_goes_away_is_not_computed_for(server: RunningServer) -> None:
+    body = as_json([1.0, 2.0, 3.0, 4.0])
+    callers = []
+    for _ in range(3):
+        caller = socket.create_connection(("127.0.0.1", server.http_port), 20)
+        caller.sendall(request(body, path=b"/v2/models/slow/infer"))
+        callers.append(caller)
+    await_true(lambda: metric(server, "slipway_in_flight_requests") == 3)
+    for caller in callers:
+        caller.close()
+    await_true(
+        lambda: metric(server, "slipway_requests_total", model="slow", outcome="cancelled") == 3
+    )
+    assert metric(server, "slipway_in_flight_requests") == 0
+    assert metric(server, "nv_inference_exec_count", model="slow") <= 1
+
+
+class _Route:
+    """Answers any path, as soon as the body is there."""
+
+    max_body_bytes = 1000
+    is_restricted = False
+    server = SimpleNamespace(sent=lambda call: None)
+
+    def match(self, path: str) -> tuple[str, str]:
+        return path, ""
+
+    async def answer(self, *call: object) -> tuple[int, list[bytes], list[tuple[bytes, bytes]]]:
+        return 200, [b"here"], []
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[int]:
+    class Connection(DirectConnection):
+        route = _Route()  # type: ignore[assignment]
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        raise AssertionError("nothing is left to the application")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, http=Connection, lifespan="off", log_config=None)
+        http = uvicorn.Server(config)
+        running = asyncio.create_task(http.serve(sockets=[listener]))
+        yield listener.getsockname()[1]
+        http.should_exit = True
+        await running
+
+
+async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "SILENCE_S", 0.3)
+    async with listening() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(b"x" * 100)[:-50])
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"the request body did not come in time" in answer
+        writer.close()
+
+
+async def piecemeal(port: int, body: bytes) -> bytes:
+    """The head of the answer to a body that comes byte by byte, 0.2 s each."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request(body)[: -len(body)])
+    answer = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
+    for _ in body:
+        await asyncio.wait([answer], timeout=0.2)
+        if not answer.done():
+            writer.write(b"x")
+    head = await asyncio.wait_for(answer, 10)
+    writer.close()
+    return head
+
+
+async def test_a_body_that_comes_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "SILENCE_S", 1.0)
+    async with listening() as port:
+        # Never silent for long, and slower than the slowest in the end.
+        assert (await piecemeal(port, b"x" * 8)).startswith(b"HTTP/1.1 408 ")
+        monkeypatch.setattr(direct, "SLOWEST_BYTES_PER_S", 1)
+        assert (await piecemeal(port, b"x" * 8)).startswith(b"HTTP/1.1 200 ")
