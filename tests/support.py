@@ -200,9 +200,9 @@ def metric(server: RunningServer, name: str, **labels: str) -> float:
     return sum(values)
 
 
-def await_true(condition: Callable[[], bool]) -> None:
+def await_true(condition: Callable[[], bool], within_s: float = 20) -> None:
     """Wait for what another process is about to do."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "it never came to pass"
         time.sleep(0.005)
