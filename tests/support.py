@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -198,6 +199,14 @@ def metric(server: RunningServer, name: str, **labels: str) -> float:
         if sample.name == name and labels.items() <= sample.labels.items()
     ]
     return sum(values)
+
+
+def free_port() -> int:
+    """One that nobody listens on, for a process that cannot say which it has taken."""
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def await_true(condition: Callable[[], bool], within_s: float = 20) -> None:

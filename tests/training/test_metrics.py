@@ -4,45 +4,22 @@ from __future__ import annotations
 
 import csv
 import socket
-import subprocess
-import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support import await_true
+from tests.support import await_true, free_port
 from tests.training.conftest import Slipway
+from tests.training.endless import endless_training
 from training.recipes.digits import digits
 from training.runs import RunDirectory
 
 Samples = dict[tuple[str, ...], float]
 """Name of the metric, and the values of its labels in order of their names, but `run`."""
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def endless_training(run: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A tiny training that goes on until it is ended."""
-    command = [sys.executable, "-m", "serving", "train", "digits", "--tiny", "--run-dir", str(run)]
-    settings = ["--metrics-port", str(port), "--set", "epochs=100000"]
-    process = subprocess.Popen(
-        [*command, *settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def scrape(port: int) -> Samples:
