@@ -23,7 +23,7 @@ RAGGED = """
 dynamic_batching {
   preferred_batch_size: 2
   max_queue_delay_microseconds: 5000000
-  default_queue_policy { max_queue_size: 20 }
+  default_queue_policy { max_queue_size: 20 allow_timeout_override: true }
 }
 response_cache { enable: true }
 """
@@ -64,7 +64,11 @@ def send(server: RunningServer, value: float) -> Counts:
     assert _infer(server, "ragged", parameters={"priority": "first"}) == 400
     expected["ragged", "v2_http", "answered"] += 3
     expected["ragged", "v2_http", "invalid"] += 1
-    assert call(server.http_port, "POST", "/v2/repository/models/ragged/load")[0] == 200
+    assert _infer(server, "ragged", [0.0, value], parameters={"timeout": 1000}) == 503
+    expected["ragged", "v2_http", "expired"] += 1
+    for action in ("unload", "load"):
+        path = f"/v2/repository/models/ragged/{action}"
+        assert call(server.http_port, "POST", path)[0] == 200
 
     # One runs, two may wait.
     with ThreadPoolExecutor(8) as pool:

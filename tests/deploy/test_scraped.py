@@ -57,10 +57,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         await_true(lambda: bool(asked.query("slipway_first_event_seconds_count")))
         sent += send(server, 2.0)
         await_true(lambda: asked.value("sum(slipway_requests_total)") == sum(sent.values()))
-        await_true(
-            lambda: len(asked.query('slipway_training_measure{part="validation"}')) > 1,
-            within_s=60,
-        )
+        await_true(lambda: bool(asked.query("slipway_training_epoch >= 3")), within_s=60)
         yield Scene(asked, server, repository, sent)
 
 
@@ -85,6 +82,7 @@ def test_everything_else_is_counted_exactly(scene: Scene) -> None:
             'slipway_stage_duration_seconds_count{front="v2_grpc", stage="compute"} > 0',
             'sum(slipway_refusals_total{reason="queue_full"})',
             'sum(slipway_refusals_total{reason="invalid"})',
+            'sum(slipway_refusals_total{reason="timeout"})',
             "slipway_unresolved_requests_total",
             'nv_cache_num_hits_per_model{model="ragged"}',
             'nv_cache_num_misses_per_model{model="ragged"}',
@@ -106,6 +104,7 @@ def test_everything_else_is_counted_exactly(scene: Scene) -> None:
             "narrow", "v2_http", "refused"
         ],
         'sum(slipway_refusals_total{reason="invalid"})': 4,
+        'sum(slipway_refusals_total{reason="timeout"})': 2,
         "slipway_unresolved_requests_total": 2,
         'nv_cache_num_hits_per_model{model="ragged"}': 2,
         'nv_cache_num_misses_per_model{model="ragged"}': 4,
