@@ -160,6 +160,7 @@ def _latency(found: Dashboard) -> Dashboard:
                 " their traces.",
                 (quantile(0.99, duration, HERE, by="model"), "{{model}}"),
                 unit=units.Seconds,
+                logarithmic=True,
                 exemplars=True,
                 link=TO_MODEL,
             )

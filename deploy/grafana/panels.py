@@ -18,6 +18,7 @@ from grafana_foundation_sdk.models.common import (
     GraphThresholdsStyleMode,
     LegendDisplayMode,
     LegendPlacement,
+    ScaleDistribution,
     SortOrder,
     StackingMode,
     TooltipDisplayMode,
@@ -102,6 +103,7 @@ def lines(
     link: str = "",
     warn_above: float | None = None,
     highest: float | None = None,
+    logarithmic: bool = False,
 ) -> TimeSeries:
     """Lines over time. `exemplars` shows single requests of histograms, with their traces."""
     panel = (
@@ -112,7 +114,6 @@ def lines(
         .height(HEIGHT)
         .span(width)
         .unit(unit)
-        .min(0)
         .fill_opacity(60 if stacked else 10)
         .legend(
             common.VizLegendOptions()
@@ -127,6 +128,12 @@ def lines(
             .hide_zeros(True)
         )
     )
+    if logarithmic:
+        panel = panel.scale_distribution(
+            common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10)
+        )
+    else:
+        panel = panel.min(0)
     if stacked:
         panel = panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
     if highest is not None:
