@@ -61,7 +61,11 @@ def digits_picture(server: RunningServer, chance: random.Random) -> None:
 
 
 def translate(server: RunningServer, chance: random.Random) -> None:
-    document = {"inputs": chance.choice(PHRASES), "parameters": {"tgt_lang": "de"}}
+    beams = {"num_beams": chance.choice((1, 4))}
+    document = {
+        "inputs": chance.choice(PHRASES),
+        "parameters": {"tgt_lang": "de", "generation_parameters": beams},
+    }
     _post(server, "/models/translator", json.dumps(document).encode())
 
 

@@ -127,9 +127,7 @@ def _panel(
         )
     )
     top = bottom + high - 0.1 * inch_up
-    figure.text(
-        left + 0.12 * inch, top, panel["title"], color=INK, size=8, weight="medium", va="top"
-    )
+    figure.text(left + 0.12 * inch, top, panel["title"], color=INK, size=8, va="top")
     found = [series for query in queries(panel) for series in source.ask(query)]
     inset = (0.05, 0.05, 0.05, 0.7) if panel["type"] == "stat" else (0.55, 0.52, 0.15, 0.3)
     axes = figure.add_axes(
@@ -188,9 +186,7 @@ def _lines(axes: Axes, panel: dict[str, Any], found: list[Series], source: Sourc
         axes.legend(
             loc="upper left",
             bbox_to_anchor=(-0.1, -0.1),
-            ncols=max(
-                1, panel["gridPos"]["w"] * 10 // max(16, *(len(each.name) + 8 for each in drawn))
-            ),
+            ncols=max(1, panel["gridPos"]["w"] * 12 // (6 + max(len(each.name) for each in drawn))),
             fontsize=6,
             labelcolor=INK,
             frameon=False,

@@ -12,10 +12,10 @@ from starlette.datastructures import Headers as HeaderLookup
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.calls import Call, Front, new_id
 from serving.errors import Cancelled, InferenceFailed, SlipwayError, TooLarge
 from serving.fronts.restricted import Restrictions
 from serving.server import Server
-from serving.types import Call, Front
 
 log = structlog.get_logger(__name__)
 
@@ -59,10 +59,25 @@ _PATIENCE_S = 0.02
 _CALL = "slipway.call"
 
 
-def call_of(scope: Scope, front: Front) -> Call:
+def call_of(scope: Scope, front: Front, operation: str) -> Call:
     """The call that a request is, which comes by this front."""
     call: Call = scope[_CALL]
     call.front = front
+    call.operation = operation
+    return call
+
+
+def _new_call(headers: Iterable[tuple[bytes, bytes]]) -> Call:
+    call = Call(Front.V2_HTTP)
+    for name, value in headers:
+        if name == b"traceparent":
+            call.traceparent = value.decode("latin-1")
+        elif name == b"tracestate":
+            call.tracestate = value.decode("latin-1")
+        elif name == b"x-request-id":
+            call.identify(value.decode("latin-1"))
+    if not call.id:
+        call.id = new_id()
     return call
 
 
@@ -161,7 +176,7 @@ class HttpCalls:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope[_CALL] = call = Call(Front.V2_HTTP)
+        scope[_CALL] = call = _new_call(scope["headers"])
         watch = _Watch(call, receive, send)
         try:
             await self._app(scope, watch.receive, watch.send)
@@ -169,7 +184,7 @@ class HttpCalls:
             # Of an answer that has begun, the end of the connection tells that it has no end.
             if not watch.caller_is_gone and not watch.answering:
                 body = error_body("the server stopped before it had an answer")
-                await respond(send, 503, [body], [(b"content-type", JSON)])
+                await respond(watch.send, 503, [body], [(b"content-type", JSON)])
         finally:
             watch.stop()
             self._server.sent(call)
@@ -194,8 +209,14 @@ class _Watch:
 
     async def send(self, message: Message) -> None:
         self.answering = True
+        if message["type"] == "http.response.start":
+            self._call.status = str(message["status"])
+            identity = (b"x-request-id", self._call.id.encode())
+            message["headers"] = [*message.get("headers", ()), identity]
+            await self._send(message)
+            return
         await self._send(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
+        if not message.get("more_body", False):
             self._call.sent = monotonic()
 
     def stop(self) -> None:

@@ -15,6 +15,7 @@ import orjson
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
+from serving.calls import Call, Front
 from serving.errors import InvalidRequest, RequestError, Unsupported
 from serving.fronts.asgi import (
     JSON,
@@ -31,7 +32,6 @@ from serving.fronts.checked import checked
 from serving.fronts.restricted import Restrictions
 from serving.server import Server
 from serving.tasks import File, Question, Task
-from serving.types import Call, Front
 
 _TARGET = re.compile(r"/models/([^/]+)")
 
@@ -100,7 +100,7 @@ class TaskRoute:
         media_type = JSON
         try:
             check_post(scope, self._restrictions, "inference")
-            call = call_of(scope, Front.TASK)
+            call = call_of(scope, Front.TASK, "/models/{model}")
             answer = await self._answer(call, name, dict(scope["headers"]), receive)
             if isinstance(answer, File):
                 content, media_type = answer.content, answer.media_type.encode()

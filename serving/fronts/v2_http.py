@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from serving.calls import Call, Front
 from serving.errors import InvalidRequest, Malformed, RequestError, Unsupported
 from serving.fronts.asgi import (
     JSON,
@@ -50,8 +51,9 @@ from serving.fronts.v2_tensors import (
 from serving.model import Model
 from serving.server import Server
 from serving.shared_memory import SharedMemory
-from serving.types import Call, Front, InferRequest, InferResponse, Tensors
+from serving.types import InferRequest, InferResponse, Tensors
 
+OPERATION = "/v2/models/{model}/infer"
 HEADER_LENGTH = b"inference-header-content-length"
 
 _TARGET = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]+))?/infer")
@@ -87,7 +89,7 @@ class InferRoute:
         headers: Headers
         try:
             check_post(scope, self._restrictions, "inference")
-            caller = call_of(scope, Front.V2_HTTP)
+            caller = call_of(scope, Front.V2_HTTP, OPERATION)
             parts, headers = await self._answer(caller, name, version, asked, receive)
             status = 200
         except Exception as error:

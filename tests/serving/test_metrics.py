@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 import tritonclient.grpc
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from serving.calls import Front
 from serving.observability.metrics import Metrics
 from serving.observability.spread import FINE_SECONDS, SECONDS, Spread
 from serving.observability.totals import Outcome
-from serving.types import Front, Stamps
+from serving.types import Stamps
 from tests.support import RunningServer, await_true, call, metric, serving, write_fake, write_model
 
 NARROW = "dynamic_batching { default_queue_policy { max_queue_size: 2 } }"
@@ -55,9 +57,13 @@ def series(server: RunningServer) -> set[tuple[str, tuple[tuple[str, str], ...]]
     _, text = call(server.metrics_port, "GET", "/metrics", headers=headers)
     return {
         (sample.name, tuple(sorted(sample.labels.items())))
-        for family in text_string_to_metric_families(text.decode())
+        for family in text_string_to_metric_families(text.decode())  # type: ignore[no-untyped-call]
         for sample in family.samples
     }
+
+
+def is_counted(server: RunningServer, name: str, count: int, labels: dict[str, str]) -> bool:
+    return metric(server, name, **labels) == count
 
 
 def test_every_stage_of_every_front(server: RunningServer) -> None:
@@ -72,9 +78,7 @@ def test_every_stage_of_every_front(server: RunningServer) -> None:
             name = "slipway_stage_duration_seconds"
             # gRPC says that an answer has left after its caller has it.
             await_true(
-                lambda name=name, labels=labels | {"stage": stage}, count=count: (
-                    metric(server, f"{name}_count", **labels) == count
-                )
+                partial(is_counted, server, f"{name}_count", count, labels | {"stage": stage})
             )
             assert 0 < metric(server, f"{name}_sum", **labels, stage=stage) < count
     for name in ("request", "queue", "compute"):
@@ -170,7 +174,7 @@ def test_names_that_callers_invent_make_no_series(server: RunningServer) -> None
 def test_a_server_without_metrics(tmp_path: Path) -> None:
     write_model(tmp_path, "double", operation="Add")
     with serving(tmp_path, "--allow-metrics", "false") as here:
-        assert here.metrics_port is None
+        assert not here.metrics_port
         assert infer(here, "double") == 200
         assert call(here.http_port, "GET", "/metrics")[0] == 404
         _, text = call(here.http_port, "GET", "/v2/models/double/stats")
