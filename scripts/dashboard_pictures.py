@@ -61,11 +61,8 @@ def digits_picture(server: RunningServer, chance: random.Random) -> None:
 
 
 def translate(server: RunningServer, chance: random.Random) -> None:
-    beams = {"num_beams": chance.choice((1, 4))}
-    document = {
-        "inputs": chance.choice(PHRASES),
-        "parameters": {"tgt_lang": "de", "generation_parameters": beams},
-    }
+    parameters = {"tgt_lang": "de", "num_beams": chance.choice((1, 4))}
+    document = {"inputs": chance.choice(PHRASES), "parameters": parameters}
     _post(server, "/models/translator", json.dumps(document).encode())
 
 

@@ -106,10 +106,9 @@ def _streams(found: Dashboard) -> Dashboard:
             lines(
                 "First event within",
                 "From a streaming request received to its first event, by this share of the"
-                " streams. Dots are single streams, with their traces.",
+                " streams.",
                 *quantiles(first, STEPPED),
                 unit=units.Seconds,
-                exemplars=True,
                 width=6,
             )
         )

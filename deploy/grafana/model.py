@@ -153,7 +153,13 @@ def _latency(found: Dashboard) -> Dashboard:
         )
         .with_panel(
             heat(
-                "All requests", "From received to outputs ready.", duration, ONE, unit="s", width=6
+                "All requests",
+                "From received to outputs ready. Dots are single requests, with their traces.",
+                duration,
+                ONE,
+                unit="s",
+                width=6,
+                exemplars=True,
             )
         )
         .with_panel(

@@ -166,7 +166,14 @@ def _latency(found: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            heat("All requests", "From received to outputs ready.", duration, HERE, unit="s")
+            heat(
+                "All requests",
+                "From received to outputs ready. Dots are single requests, with their traces.",
+                duration,
+                HERE,
+                unit="s",
+                exemplars=True,
+            )
         )
         .with_panel(
             lines(

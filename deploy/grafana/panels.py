@@ -179,7 +179,14 @@ def number(
 
 
 def heat(
-    title: str, description: str, histogram: str, selector: str, *, unit: str, width: int = 8
+    title: str,
+    description: str,
+    histogram: str,
+    selector: str,
+    *,
+    unit: str,
+    width: int = 8,
+    exemplars: bool = False,
 ) -> heatmap.Panel:
     """How the values of a histogram are spread, over time."""
     return (
@@ -200,7 +207,7 @@ def heat(
             .range()
             .format(PromQueryFormat.HEATMAP)
             .legend_format("{{le}}")
-            .exemplar(True)
+            .exemplar(exemplars)
         )
     )
 

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import subprocess
-import urllib.error
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -60,6 +60,12 @@ class Prometheus:
     def rules(self) -> list[dict[str, Any]]:
         return [rule for group in self._ask("rules", {})["groups"] for rule in group["rules"]]
 
+    def exemplars(self, selector: str) -> list[dict[str, str]]:
+        """The labels of all that were scraped of these series."""
+        last_minutes = {"start": f"{time.time() - 600}", "end": f"{time.time()}"}
+        found = self._ask("query_exemplars", {"query": selector, **last_minutes})
+        return [exemplar["labels"] for series in found for exemplar in series["exemplars"]]
+
     def firing(self) -> set[tuple[str, str]]:
         """Name and model of the alerts that fire, as Prometheus itself has written them down."""
         return {
@@ -104,6 +110,7 @@ def prometheus(directory: Path, targets: Mapping[str, int]) -> Iterator[Promethe
                 f"--config.file={directory / 'prometheus.yml'}",
                 f"--storage.tsdb.path={directory / 'data'}",
                 f"--web.listen-address={url}",
+                "--enable-feature=exemplar-storage",
             ],
             stdout=log,
             stderr=log,

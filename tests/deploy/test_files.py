@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 from deploy.grafana.build import DASHBOARDS, dashboards
 from serving.cli import main
+from serving.observability.tracing import parse_trace_config
 from serving.settings import Settings
 from tests.deploy.prometheus import DEPLOYED, ROOT, program
 
@@ -80,9 +82,7 @@ def test_the_committed_dashboards_are_what_the_code_makes() -> None:
 @pytest.mark.parametrize("name", dashboards())
 def test_a_dashboard_is_whole(name: str) -> None:
     dashboard = json.loads(dashboards()[name])
-    (source,) = yaml.safe_load(
-        (DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text()
-    )["datasources"]
+    (source,) = _data_sources()
     used = set(re.findall(r'"uid": "([^"]+)"', json.dumps(dashboard)))
     assert used == {source["uid"], f"slipway-{name}"}
     panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
@@ -109,7 +109,7 @@ def test_links_between_dashboards_lead_somewhere() -> None:
 
 def test_what_compose_mounts_exists_and_is_read_only() -> None:
     for name, service in SERVICES.items():
-        for mount in service["volumes"]:
+        for mount in service.get("volumes", ()):
             source, _, rest = mount.partition(":")
             if source in COMPOSE["volumes"]:
                 continue
@@ -147,19 +147,21 @@ def test_ports_agree_and_are_on_loopback() -> None:
     host, port = training.split(":")
     assert f"{host}:host-gateway" in SERVICES["prometheus"]["extra_hosts"]
     assert f"slipway train RECIPE --metrics-port {port}" in OPERATIONS
-    (source,) = yaml.safe_load(
-        (DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text()
-    )["datasources"]
+    (source,) = _data_sources()
     assert source["url"].removeprefix("http://") in inside
     assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
 
 
 def test_images_are_pinned_and_watched() -> None:
     for name, service in SERVICES.items():
-        assert service["healthcheck"]["test"][0] == "CMD", name
-        if "build" not in service:
-            assert re.search(r":v?\d+\.\d+", service["image"]), name
-    assert [name for name, service in SERVICES.items() if "profiles" in service] == ["triton"]
+        # Jaeger's image has no program to ask it with.
+        assert name == "jaeger" or service["healthcheck"]["test"][0] == "CMD", name
+        assert "build" in service or re.search(r":v?\d+\.\d+", service["image"]), name
+    profiles = {name: service.get("profiles") for name, service in SERVICES.items()}
+    assert profiles == {
+        **{"slipway": None, "prometheus": None, "grafana": None},
+        **{"triton": ["triton"], "jaeger": ["traces"]},
+    }
     build = SERVICES["slipway"]["build"]
     assert (DEPLOY / build["context"] / "Dockerfile").exists()
     assert f"ARG VARIANT={build['args']['VARIANT']}" in (ROOT / "Dockerfile").read_text()
@@ -172,3 +174,24 @@ def test_compose_starts_slipway_as_it_can_be_started() -> None:
     assert "0.0.0.0" in SERVICES["slipway"]["command"]  # or the published ports lead nowhere
     loaded = re.findall(r"--load-model=(\S+)", SERVICES["triton"]["command"])
     assert all((ROOT / "model_repo" / name / "config.pbtxt").exists() for name in loaded)
+
+
+def test_traces_go_to_where_grafana_looks_for_them() -> None:
+    (told,) = re.findall(r'SLIPWAY_TRACE="([^"]+)"', (DEPLOY / "compose.yaml").read_text())
+    settings = parse_trace_config(told.replace("#", "").split())
+    assert settings.export is not None
+    assert settings.anything_is_traced
+    url = urlsplit(settings.export.url)
+    ports = [port.split(":")[-1] for port in SERVICES["jaeger"]["ports"]]
+    assert url.hostname == "jaeger"
+    (source,) = _data_sources()
+    (destination,) = source["jsonData"]["exemplarTraceIdDestinations"]
+    assert destination["name"] == "trace_id"
+    assert {str(url.port), str(urlsplit(destination["url"]).port)} == set(ports)
+
+
+def _data_sources() -> list[dict[str, Any]]:
+    content = (DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text()
+    found = yaml.safe_load(content)["datasources"]
+    assert isinstance(found, list)
+    return found

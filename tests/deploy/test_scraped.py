@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from deploy.grafana import queries
 from deploy.grafana.build import dashboards
 from tests.deploy.load import TOKENS, Counts, send, write_repository
 from tests.deploy.prometheus import DEPLOYED, Prometheus, program, prometheus
+from tests.serving.collector import Collector, collecting
 from tests.support import RunningServer, await_true, call, free_port, serving
 from tests.training.endless import endless_training
 
@@ -31,6 +33,7 @@ class Scene:
     prometheus: Prometheus
     server: RunningServer
     repository: Path
+    collector: Collector
     sent: Counts
 
 
@@ -44,8 +47,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     training_port = free_port()
     explicit = ("--model-control-mode", "explicit", "--load-model", "*")
     with (
+        collecting() as collector,
         endless_training(directory / "endless", training_port),
-        serving(repository, *explicit) as server,
+        serving(repository, *explicit, *collector.options, "--trace-config", "rate=1") as server,
         prometheus(
             directory / "prometheus",
             {"slipway": server.metrics_port, "slipway-training": training_port},
@@ -58,7 +62,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         sent += send(server, 2.0)
         await_true(lambda: asked.value("sum(slipway_requests_total)") == sum(sent.values()))
         await_true(lambda: bool(asked.query("slipway_training_epoch >= 3")), within_s=60)
-        yield Scene(asked, server, repository, sent)
+        yield Scene(asked, server, repository, collector, sent)
 
 
 def test_requests_are_counted_exactly(scene: Scene) -> None:
@@ -140,6 +144,18 @@ def test_every_query_of_a_dashboard_returns_data(scene: Scene, name: str) -> Non
             assert all(label in labels for labels, _ in samples), (query.panel, label)
     assert not empty
     assert not zero
+
+
+def test_exemplars_lead_to_traces(scene: Scene) -> None:
+    for histogram in ("request_duration", "stage_duration"):
+        exemplars = scene.prometheus.exemplars(f"slipway_{histogram}_seconds_bucket")
+        traces = {labels["trace_id"] for labels in exemplars}
+        assert traces
+        await_true(functools.partial(_has_all, scene.collector, traces))
+
+
+def _has_all(collector: Collector, traces: set[str]) -> bool:
+    return traces <= {span.trace for span in collector.spans}
 
 
 def recorded() -> list[str]:
