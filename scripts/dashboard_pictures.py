@@ -142,11 +142,10 @@ def main() -> None:
         for thread in threads:
             thread.start()
         time.sleep(SECONDS)
-        end = time.time()
         source = Source(
             asked.url,
             start=start + 5,
-            end=end,
+            end=start + SECONDS,
             step=1,
             rate_interval="10s",
             variables={"instance": ALL, "version": ALL, "model": ALL, "run": ALL},

@@ -186,7 +186,7 @@ def _lines(axes: Axes, panel: dict[str, Any], found: list[Series], source: Sourc
         axes.legend(
             loc="upper left",
             bbox_to_anchor=(-0.1, -0.1),
-            ncols=max(1, panel["gridPos"]["w"] * 12 // (6 + max(len(each.name) for each in drawn))),
+            ncols=max(1, panel["gridPos"]["w"] * 14 // (6 + max(len(each.name) for each in drawn))),
             fontsize=6,
             labelcolor=INK,
             frameon=False,
