@@ -183,7 +183,7 @@ def test_burn_rates_are_those_of_the_load(scene: Scene) -> None:
     assert burn["failing", "availability"] == pytest.approx(1000)
     assert burn["double", "availability"] == 0
     assert 0 < burn["narrow", "availability"] < 1000
-    assert burn["translator", "latency"] < 100
+    assert 0 <= burn["translator", "latency"] <= 100
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,9 @@ def test_every_alert_asks_for_what_there_is(scene: Scene, rule: dict[str, str]) 
 
 def test_alerts_fire_for_real(scene: Scene) -> None:
     """A reload that fails, and a model that is not served any more."""
-    before = scene.prometheus.firing()
-    assert ("SlipwayErrorRatio", "failing") in before
-    assert ("SlipwayAvailabilityBurn", "failing") in before
-    assert not before & {
+    failing = {("SlipwayErrorRatio", "failing"), ("SlipwayAvailabilityBurn", "failing")}
+    await_true(lambda: failing <= scene.prometheus.firing())
+    assert not scene.prometheus.firing() & {
         *(("SlipwayReloadFailed", "double"), ("SlipwayModelNotReady", "spare")),
         *(("SlipwayErrorRatio", "double"), ("SlipwayAvailabilityBurn", "double")),
         ("SlipwayTargetDown", ""),
