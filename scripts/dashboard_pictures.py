@@ -26,7 +26,7 @@ from tests.support import RunningServer, call, serving
 
 SECONDS = 130
 CALM_S, BUSY_S = 40, 95
-"""From the first to the second moment callers pause a fifth as long."""
+"""From the first to the second moment callers pause a quarter as long."""
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "model_repo"
@@ -114,7 +114,7 @@ _began = time.monotonic()
 
 def _pause(mean_s: float, chance: random.Random) -> float:
     is_busy = CALM_S < time.monotonic() - _began < BUSY_S
-    return chance.expovariate(5 / mean_s if is_busy else 1 / mean_s)
+    return chance.expovariate(4 / mean_s if is_busy else 1 / mean_s)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -168,7 +168,8 @@ def _lines(axes: Axes, panel: dict[str, Any], found: list[Series], source: Sourc
             axes.plot(source.times, series.values, color=colour, linewidth=1, label=series.name)
     if custom.get("scaleDistribution", {}).get("type") == "log":
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         highest = max((np.nanmax(series.values) for series in drawn), default=0.0)
         if stacked:
@@ -186,8 +187,8 @@ def _lines(axes: Axes, panel: dict[str, Any], found: list[Series], source: Sourc
         axes.legend(
             loc="upper left",
             bbox_to_anchor=(-0.1, -0.1),
-            ncols=max(1, panel["gridPos"]["w"] * 14 // (6 + max(len(each.name) for each in drawn))),
-            fontsize=6,
+            ncols=max(1, panel["gridPos"]["w"] * 18 // (6 + max(len(each.name) for each in drawn))),
+            fontsize=5.7,
             labelcolor=INK,
             frameon=False,
             handlelength=1,

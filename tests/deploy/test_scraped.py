@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from deploy.grafana import queries
 from deploy.grafana.build import dashboards
+from deploy.grafana.render import Source, draw, save
 from tests.deploy.load import TOKENS, Counts, send, write_repository
 from tests.deploy.prometheus import DEPLOYED, Prometheus, program, prometheus
 from tests.serving.collector import Collector, collecting
@@ -156,6 +159,21 @@ def test_exemplars_lead_to_traces(scene: Scene) -> None:
 
 def _has_all(collector: Collector, traces: set[str]) -> bool:
     return traces <= {span.trace for span in collector.spans}
+
+
+@pytest.mark.parametrize("name", dashboards())
+def test_a_dashboard_is_drawn(scene: Scene, name: str, tmp_path: Path) -> None:
+    end = time.time()
+    variables = VARIABLES | {"model": MODEL_OF.get(name, VARIABLES["model"])}
+    source = Source(scene.prometheus.url, end - 30, end, 1, "1m", variables)
+    figure = draw(queries.load(name), source)
+    panels = [panel for panel in queries.load(name)["panels"] if panel["type"] != "row"]
+    assert len(figure.axes) == len(panels)
+    for panel, axes in zip(panels, figure.axes, strict=True):
+        assert axes.lines or axes.collections or axes.texts, panel["title"]
+    save(figure, tmp_path / "drawn.png")
+    with Image.open(tmp_path / "drawn.png") as picture:
+        assert picture.width == 1500
 
 
 def recorded() -> list[str]:
