@@ -64,7 +64,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         await_true(lambda: bool(asked.query("slipway_first_event_seconds_count")))
         sent += send(server, 2.0)
         await_true(lambda: asked.value("sum(slipway_requests_total)") == sum(sent.values()))
-        await_true(lambda: bool(asked.query("slipway_training_epoch >= 3")), within_s=60)
+        trained = "slipway_training_epoch >= 3 and rate(slipway_training_steps_total[1m]) > 0"
+        await_true(lambda: bool(asked.query(trained)), within_s=60)
         yield Scene(asked, server, repository, collector, sent)
 
 
