@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from time import monotonic
 
 import orjson
@@ -59,25 +60,31 @@ _PATIENCE_S = 0.02
 _CALL = "slipway.call"
 
 
-def call_of(scope: Scope, front: Front, operation: str) -> Call:
+@dataclass(slots=True)
+class HttpCall(Call):
+    """A request, with its headers."""
+
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scope: Scope) -> HttpCall:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        call = cls(Front.V2_HTTP, headers=headers)
+        if b"traceparent" in headers:
+            call.traceparent = headers[b"traceparent"].decode("latin-1")
+            call.tracestate = headers.get(b"tracestate", b"").decode("latin-1")
+        if b"x-request-id" in headers:
+            call.identify(headers[b"x-request-id"].decode("latin-1"))
+        if not call.id:
+            call.id = new_id()
+        return call
+
+
+def call_of(scope: Scope, front: Front, operation: str) -> HttpCall:
     """The call that a request is, which comes by this front."""
-    call: Call = scope[_CALL]
+    call: HttpCall = scope[_CALL]
     call.front = front
     call.operation = operation
-    return call
-
-
-def _new_call(headers: Iterable[tuple[bytes, bytes]]) -> Call:
-    call = Call(Front.V2_HTTP)
-    for name, value in headers:
-        if name == b"traceparent":
-            call.traceparent = value.decode("latin-1")
-        elif name == b"tracestate":
-            call.tracestate = value.decode("latin-1")
-        elif name == b"x-request-id":
-            call.identify(value.decode("latin-1"))
-    if not call.id:
-        call.id = new_id()
     return call
 
 
@@ -176,7 +183,7 @@ class HttpCalls:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope[_CALL] = call = _new_call(scope["headers"])
+        scope[_CALL] = call = HttpCall.of(scope)
         watch = _Watch(call, receive, send)
         try:
             await self._app(scope, watch.receive, watch.send)
@@ -210,9 +217,8 @@ class _Watch:
     async def send(self, message: Message) -> None:
         self.answering = True
         if message["type"] == "http.response.start":
-            self._call.status = str(message["status"])
-            identity = (b"x-request-id", self._call.id.encode())
-            message["headers"] = [*message.get("headers", ()), identity]
+            self._call.status = message["status"]
+            message["headers"].append((b"x-request-id", self._call.id.encode()))
             await self._send(message)
             return
         await self._send(message)

@@ -14,11 +14,12 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from serving.calls import Call, Front
+from serving.calls import Front
 from serving.errors import InvalidRequest, Malformed, RequestError, Unsupported
 from serving.fronts.asgi import (
     JSON,
     Headers,
+    HttpCall,
     call_of,
     check_post,
     describe,
@@ -85,24 +86,24 @@ class InferRoute:
     async def __call__(
         self, name: str, version: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        asked: dict[bytes, bytes] = dict(scope["headers"])
         headers: Headers
+        caller = call_of(scope, Front.V2_HTTP, OPERATION)
         try:
             check_post(scope, self._restrictions, "inference")
-            caller = call_of(scope, Front.V2_HTTP, OPERATION)
-            parts, headers = await self._answer(caller, name, version, asked, receive)
+            parts, headers = await self._answer(caller, name, version, receive)
             status = 200
         except Exception as error:
             status, message, headers = describe(error, self._statuses)
             parts = [error_body(message)]
             headers.append((b"content-type", JSON))
-            if isinstance(error, Unsupported) and b"content-encoding" in asked:
+            if isinstance(error, Unsupported) and b"content-encoding" in caller.headers:
                 headers.append((b"accept-encoding", ", ".join(ENCODINGS).encode()))
         await respond(send, status, parts, headers)
 
     async def _answer(
-        self, caller: Call, name: str, version: str, asked: Mapping[bytes, bytes], receive: Receive
+        self, caller: HttpCall, name: str, version: str, receive: Receive
     ) -> tuple[list[Buffer], Headers]:
+        asked = caller.headers
         try:
             body = await read_body(receive, self._max_body_bytes)
             caller.received = monotonic()
