@@ -14,7 +14,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY serving serving
 COPY training training
-RUN pip install --no-cache-dir -c constraints.txt ".[${VARIANT},audio,text]"
+RUN pip install --no-cache-dir -c constraints.txt ".[${VARIANT},audio,text,tracing]"
 
 FROM python:${PYTHON_VERSION}-slim
 RUN useradd --system --uid 10001 --no-create-home slipway

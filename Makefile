@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet -c constraints.txt -e
 
-.PHONY: help demo serve test check format
+.PHONY: help demo serve test check format dashboards
 
 help:
 	@echo "make demo     start the server, send one real input to every model, print the answers"
@@ -12,6 +12,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make check    lint, formatting, types and import contracts"
 	@echo "make format   put the code into its format"
+	@echo "make dashboards  write deploy/grafana/dashboards anew from their code"
 
 demo: .venv/serve
 	$(BIN)/python scripts/demo.py
@@ -34,6 +35,9 @@ format: .venv/develop
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+dashboards: .venv/develop
+	$(BIN)/python -m deploy.grafana.build
+
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv
 
@@ -42,7 +46,8 @@ format: .venv/develop
 	$(INSTALL) '.[cpu,client,audio,text]'
 	@touch $@
 
-.venv/develop: .venv/bin/pip pyproject.toml constraints.txt
+.venv/develop: .venv/bin/pip pyproject.toml constraints.txt scripts/prometheus
 	@echo "Installing everything, torch included, into .venv ..."
 	$(INSTALL) '.[cpu,train,dev]'
+	scripts/prometheus
 	@touch $@

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from random import getrandbits
+from typing import Any
 
 MAX_ID = 128
 """Characters of a request's id that its caller chose."""
@@ -15,6 +16,8 @@ MOST_GROUPS = 64
 GROUP = 32
 """Steps of a group, until they are too many."""
 
+_PROCESS = f"{getrandbits(64):016x}"
+_numbers = itertools.count(1)
 _NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9._:/+=@-]")
 
 
@@ -54,10 +57,10 @@ class Call:
     """When all of it was there."""
     sent: float = 0.0
     """When the whole answer was handed to the transport."""
-    status: str = ""
+    status: int | str = ""
     """Of the answer: HTTP's number, or gRPC's word."""
-    unsent: Callable[[], None] | None = None
-    """For the server, to be called when the answer is sent or never will be."""
+    unsent: Any = None
+    """For the server: what there is to tell once the answer is sent, or never will be."""
     is_sampled: bool | None = None
     """Whether it is traced; None until its first request is there."""
     trace: Trace | None = None
@@ -150,7 +153,8 @@ class Trace:
 
 
 def new_id() -> str:
-    return f"{getrandbits(128):032x}"
+    """One that no other call has, of this process or another."""
+    return f"{_PROCESS}-{next(_numbers):x}"
 
 
 def clean_id(id: str) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
-from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -80,15 +78,9 @@ _REASONS = {
 """Why a request was not served though nothing failed, by the code of its error."""
 
 
-@dataclass(slots=True)
-class _Ended:
-    """A request that has its outcome; `metrics` only if a model had it."""
-
-    request: InferRequest
-    version: str
-    outcome: Outcome
-    reason: str
-    metrics: ModelMetrics | None = None
+_Ended = tuple[InferRequest, str, Outcome, str, ModelMetrics | None]
+"""A request that has its outcome: the version that it was for, why it was refused, and, if a model
+had it, that one's totals."""
 
 
 class Server:
@@ -221,11 +213,13 @@ class Server:
         else:
             reason = self._reason(error)
             loaded.metrics.ended(Outcome.INVALID, stamps, call.front, reason)
-            self._ended(_Ended(request, loaded.model.version, Outcome.INVALID, reason))
+            self._ended((request, loaded.model.version, Outcome.INVALID, reason, None))
 
     def sent(self, call: Call) -> None:
         """A front is done with a call: its answer is sent, or nobody is there to take it."""
-        self._tell_last(call)
+        if call.unsent is not None:
+            self._tell(*call.unsent)
+            call.unsent = None
         if self._spans is not None:
             self._spans.ended(call)
 
@@ -263,35 +257,37 @@ class Server:
 
     def _not_found(self, request: InferRequest) -> None:
         self.metrics.unresolved += 1
-        self._ended(_Ended(request, "", Outcome.INVALID, _REASONS[NotFound.code]))
+        self._ended((request, "", Outcome.INVALID, _REASONS[NotFound.code], None))
 
     def _ended(self, ended: _Ended) -> None:
         """Tell of a request when its answer is sent; now, if the call goes on without it."""
-        call = ended.request.call
+        call = ended[0].call
         if call is None:
-            self._tell(ended)
+            self._tell(*ended)
             return
-        self._tell_last(call)
-        call.unsent = partial(self._tell, ended)
+        if call.unsent is not None:
+            self._tell(*call.unsent)
+        call.unsent = ended
 
-    def _tell_last(self, call: Call) -> None:
-        if (tell := call.unsent) is not None:
-            call.unsent = None
-            tell()
-
-    def _tell(self, ended: _Ended) -> None:
-        request = ended.request
-        stamps, trace = request.stamps, request.trace
+    def _tell(
+        self,
+        request: InferRequest,
+        version: str,
+        outcome: Outcome,
+        reason: str,
+        metrics: ModelMetrics | None,
+    ) -> None:
         if request.call is not None:
-            stamps.sent = request.call.sent
-        if ended.metrics is not None and ended.outcome is Outcome.ANSWERED:
+            request.stamps.sent = request.call.sent
+        if metrics is not None and outcome is Outcome.ANSWERED:
+            trace = request.trace
             trace_id = f"{trace.trace_id:032x}" if trace is not None else ""
-            ended.metrics.sent(stamps, request.front, trace_id)
+            metrics.sent(request.stamps, request.front, trace_id)
         if self._spans is not None:
-            self._spans.record(request, ended.version, ended.outcome, ended.reason)
-        elif ended.metrics is not None:
-            self.tracer.record(request, ended.version)
-        log_request(request, ended.version, ended.outcome)
+            self._spans.record(request, version, outcome, reason)
+        elif metrics is not None:
+            self.tracer.record(request, version)
+        log_request(request, version, outcome)
 
     def _reason(self, error: BaseException) -> str:
         """Why a request is refused; empty if it is not."""
@@ -342,7 +338,7 @@ class _Accepted:
                 log.error("inference failed", model=request.model_name, exc_info=error)
         server._leave(self)
         loaded.metrics.ended(outcome, request.stamps, request.front, reason)
-        server._ended(_Ended(request, loaded.model.version, outcome, reason, loaded.metrics))
+        server._ended((request, loaded.model.version, outcome, reason, loaded.metrics))
         loaded.let_go()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -200,9 +201,17 @@ def metric(server: RunningServer, name: str, **labels: str) -> float:
     return sum(values)
 
 
-def await_true(condition: Callable[[], bool]) -> None:
+def free_port() -> int:
+    """One that nobody listens on, for a process that cannot say which it has taken."""
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def await_true(condition: Callable[[], bool], within_s: float = 20) -> None:
     """Wait for what another process is about to do."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "it never came to pass"
         time.sleep(0.005)

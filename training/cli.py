@@ -49,6 +49,19 @@ DATA = click.option(
     help="GPUs, or processes on the CPU, that share each batch.",
 )
 @click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Tell Prometheus there how the run is going, for as long as it trains.",
+)
+@click.option(
+    "--metrics-host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="The address of that port.",
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,
@@ -62,6 +75,8 @@ def train(
     tiny: bool,
     data: Path | None,
     devices: int,
+    metrics_port: int | None,
+    metrics_host: str,
     settings: tuple[str, ...],
 ) -> None:
     """Train the model that RECIPE describes.
@@ -96,6 +111,7 @@ def train(
     chosen = override(find_recipe(recipe)(tiny=tiny, own_data=data is not None), settings)
     click.echo(chosen.text() + "\n")
 
+    from training.metrics import Endpoint
     from training.runs import Origin, RunDirectory
     from training.tasks import find_task
     from training.trainer import fit
@@ -109,7 +125,8 @@ def train(
         split_hash=workload.split.hash,
     )
     run.begin(chosen, origin, resume=resume)
-    state = fit(workload, run, devices)
+    scraped = Endpoint(metrics_host, metrics_port, run.path.name) if metrics_port else None
+    state = fit(workload, run, devices, scraped)
     report = workload.report(run, state.history)
     report.save(run.report)
 

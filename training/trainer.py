@@ -30,6 +30,7 @@ from training.checkpoint import (
     save_state,
 )
 from training.errors import TrainingError
+from training.metrics import Endpoint, RunMetrics, served
 from training.plot import plot_history
 from training.recipe import Optimizer, Recipe
 from training.runs import RunDirectory
@@ -39,10 +40,12 @@ from training.workload import Shows, Totals, Workload
 _ORDER, _VIEWS, _DROPOUT = range(3)
 
 
-def fit(workload: Workload, run: RunDirectory, devices: int) -> State:
+def fit(
+    workload: Workload, run: RunDirectory, devices: int, scraped: Endpoint | None = None
+) -> State:
     """Train to the recipe's last epoch, from the run's last saved state if there is one.
 
-    Raises `TrainingError` when the loss is no longer a number.
+    Raises `TrainingError` when the loss is no longer a number, or metrics cannot be served.
     """
     batch_size = workload.recipe.batch_size
     if batch_size % devices:
@@ -52,7 +55,7 @@ def fit(workload: Workload, run: RunDirectory, devices: int) -> State:
         )
     try:
         fabric = Fabric(devices=devices, strategy="ddp_spawn" if devices > 1 else "auto")
-        fabric.launch(partial(_fit, workload=workload, run=run))
+        fabric.launch(partial(_run, workload=workload, run=run, scraped=scraped))
     except MisconfigurationException as error:
         raise TrainingError(f"--devices {devices}: {error}") from error
     except ProcessRaisedException as error:
@@ -62,8 +65,14 @@ def fit(workload: Workload, run: RunDirectory, devices: int) -> State:
     return state
 
 
-def _fit(fabric: Fabric, workload: Workload, run: RunDirectory) -> None:
-    """What each process does. Only the first writes."""
+def _run(fabric: Fabric, workload: Workload, run: RunDirectory, scraped: Endpoint | None) -> None:
+    """What each process does. Only the first writes, and is scraped."""
+    metrics = RunMetrics(scraped.run if scraped else "", workload.recipe.epochs)
+    with served(metrics, scraped if fabric.is_global_zero else None):
+        _fit(fabric, workload, run, metrics)
+
+
+def _fit(fabric: Fabric, workload: Workload, run: RunDirectory, metrics: RunMetrics) -> None:
     recipe = workload.recipe
     _compute_deterministically()
     torch.manual_seed(recipe.seed)
@@ -92,6 +101,7 @@ def _fit(fabric: Fabric, workload: Workload, run: RunDirectory) -> None:
         views.manual_seed(_seed(recipe, epoch, _VIEWS, fabric.global_rank))
         totals: Totals = {}
         rate = 0.0
+        metrics.begin(epoch, totals)
 
         network.train()
         for step, batch in enumerate(batches):
@@ -109,6 +119,7 @@ def _fit(fabric: Fabric, workload: Workload, run: RunDirectory) -> None:
 
             _add(totals, measured)
             progress.update()
+            metrics.stepped(len(batch), rate)
 
         trained = _means(fabric, totals)
         _average_running_statistics(fabric, model)
@@ -122,6 +133,7 @@ def _fit(fabric: Fabric, workload: Workload, run: RunDirectory) -> None:
             )
         record = EpochRecord(epoch, rate, trained, validated)
         history.append(record)
+        metrics.validated(record)
         weights = copy_weights(model.state_dict())
         if workload.choose(history) is record:
             chosen = weights

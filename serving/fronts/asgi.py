@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from time import monotonic
 
 import orjson
@@ -59,24 +60,31 @@ _PATIENCE_S = 0.02
 _CALL = "slipway.call"
 
 
-def call_of(scope: Scope, front: Front, operation: str) -> Call:
+@dataclass(slots=True)
+class HttpCall(Call):
+    """A request, with its headers."""
+
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[bytes, bytes]]) -> HttpCall:
+        headers = dict(pairs)
+        call = cls(Front.V2_HTTP, headers=headers)
+        if b"traceparent" in headers:
+            call.traceparent = headers[b"traceparent"].decode("latin-1")
+            call.tracestate = headers.get(b"tracestate", b"").decode("latin-1")
+        if b"x-request-id" in headers:
+            call.identify(headers[b"x-request-id"].decode("latin-1"))
+        if not call.id:
+            call.id = new_id()
+        return call
+
+
+def call_of(scope: Scope, front: Front, operation: str) -> HttpCall:
     """The call that a request is, which comes by this front."""
-    call: Call = scope[_CALL]
+    call: HttpCall = scope[_CALL]
     call.front = front
     call.operation = operation
-    return call
-
-
-def new_call(headers: Mapping[bytes, bytes]) -> Call:
-    """The call that comes with these headers."""
-    call = Call(Front.V2_HTTP)
-    if b"traceparent" in headers:
-        call.traceparent = headers[b"traceparent"].decode("latin-1")
-        call.tracestate = headers.get(b"tracestate", b"").decode("latin-1")
-    if b"x-request-id" in headers:
-        call.identify(headers[b"x-request-id"].decode("latin-1"))
-    if not call.id:
-        call.id = new_id()
     return call
 
 
@@ -185,7 +193,7 @@ class HttpCalls:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope[_CALL] = call = new_call(dict(scope["headers"]))
+        scope[_CALL] = call = HttpCall.of(scope["headers"])
         watch = _Watch(call, receive, send)
         try:
             await self._app(scope, watch.receive, watch.send)
@@ -219,8 +227,8 @@ class _Watch:
     async def send(self, message: Message) -> None:
         self.answering = True
         if message["type"] == "http.response.start":
-            self._call.status = str(message["status"])
-            message["headers"] = [*message.get("headers", ()), identity(self._call)]
+            self._call.status = message["status"]
+            message["headers"].append(identity(self._call))
             await self._send(message)
             return
         await self._send(message)

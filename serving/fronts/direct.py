@@ -16,15 +16,14 @@ from typing import ClassVar
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from serving.calls import Call
 from serving.fronts.asgi import (
     JSON,
     SILENCE_S,
     SLOWEST_BYTES_PER_S,
     Headers,
+    HttpCall,
     error_body,
     identity,
-    new_call,
 )
 from serving.fronts.http_connection import Connection
 from serving.fronts.v2_http import OPERATION, InferRoute
@@ -49,10 +48,10 @@ class DirectConnection(Connection):
             # The parser would copy the body once more.
             self._stop_waiting()
             exchange.take(data[:missing])
-            data = data[missing:]
-            if not exchange.missing:
+            if len(data) >= missing:
                 self.parser = httptools.HttpRequestParser(self)
                 exchange.begin()
+            data = data[missing:]
         if data:
             super().data_received(data)
             exchange = self._current()
@@ -65,7 +64,7 @@ class DirectConnection(Connection):
             super().on_headers_complete()
             return
         self._head_is_complete()
-        self._exchange = _Exchange(self, *target, dict(self.headers))
+        self._exchange = _Exchange(self, *target, HttpCall.of(self.headers))
         # uvicorn takes it for one of its own, which it lets finish before it begins the next.
         self.cycle = self._exchange  # type: ignore[assignment]
 
@@ -113,35 +112,34 @@ class DirectConnection(Connection):
 class _Exchange:
     """One call and its answer. What uvicorn asks of its own is named as there."""
 
-    def __init__(
-        self, connection: DirectConnection, name: str, version: str, asked: dict[bytes, bytes]
-    ):
+    message_event = asyncio.Event()
+    """Nobody waits for it."""
+
+    def __init__(self, connection: DirectConnection, name: str, version: str, call: HttpCall):
         self._connection = connection
         self._name = name
         self._version = version
-        self._asked = asked
+        self._call = call
         self._pieces: list[bytes] = []
         self._size = 0
-        length = asked.get(b"content-length", b"0")
-        self._length = int(length) if b"transfer-encoding" not in asked else 0
-        self._since = self._latest = 0.0
+        self._since = 0.0
         self._task: asyncio.Task[None] | None = None
+        self.missing = 0
+        """Bytes of the body that are to come; 0 if nobody has told how many."""
+        if b"transfer-encoding" not in call.headers:
+            self.missing = int(call.headers.get(b"content-length", b"0"))
         self.keep_alive: bool = connection.parser.should_keep_alive()
-        self.message_event = asyncio.Event()
         self.disconnected = False
         self.response_complete = False
 
     @property
-    def missing(self) -> int:
-        """Bytes of the body that are to come; 0 if nobody has told how many."""
-        return max(0, self._length - self._size) if self.collects else 0
-
-    @property
     def collects(self) -> bool:
-        """Whether more of the body is to come."""
+        """Whether more of the body is to come, and is wanted."""
         return self._task is None and not self.response_complete
 
     def take(self, piece: bytes) -> None:
+        """A piece of the body."""
+        self.missing = max(0, self.missing - len(piece))
         if not self.collects:
             return
         self._pieces.append(piece)
@@ -176,34 +174,38 @@ class _Exchange:
 
     async def _answer(self, body: bytes) -> None:
         route = self._connection.route
-        call = new_call(self._asked)
+        call = self._call
         call.operation = OPERATION
         call.received = monotonic()
         try:
-            answer = await route.answer(call, self._name, self._version, self._asked, body)
+            answer = await route.answer(call, self._name, self._version, body)
         except asyncio.CancelledError:
             if self.disconnected:
                 return
             message = error_body("the server stopped before it had an answer")
-            self._send(call, 503, [message], [(b"content-type", JSON)])
+            self._send(503, [message], [(b"content-type", JSON)])
         else:
-            self._send(call, *answer)
+            self._send(*answer)
         finally:
             route.server.sent(call)
 
-    def _send(self, call: Call, status: int, parts: Sequence[Buffer], headers: Headers) -> None:
+    def _send(self, status: int, parts: Sequence[Buffer], headers: Headers) -> None:
         connection = self._connection
         if self.disconnected or connection.transport.is_closing():
             return
         size = sum(map(len, parts))
         head = [STATUS_LINE[status]]
-        for name, value in (*connection.server_state.default_headers, *headers, identity(call)):
+        for name, value in (
+            *connection.server_state.default_headers,
+            *headers,
+            identity(self._call),
+        ):
             head += (name, b": ", value, b"\r\n")
         if not self.keep_alive:
             head.append(b"connection: close\r\n")
         head.append(b"content-length: %d\r\n\r\n" % size)
         connection.transport.write(b"".join([*head, *parts]))
-        call.status, call.sent = str(status), monotonic()
+        self._call.status, self._call.sent = status, monotonic()
         self.response_complete = True
         if not self.keep_alive:
             connection.transport.close()

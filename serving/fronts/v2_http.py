@@ -14,11 +14,12 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from serving.calls import Call, Front
+from serving.calls import Front
 from serving.errors import InvalidRequest, Malformed, RequestError, Unsupported
 from serving.fronts.asgi import (
     JSON,
     Headers,
+    HttpCall,
     call_of,
     check_length,
     check_post,
@@ -96,26 +97,23 @@ class InferRoute:
     async def __call__(
         self, name: str, version: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        asked: dict[bytes, bytes] = dict(scope["headers"])
+        call = call_of(scope, Front.V2_HTTP, OPERATION)
         try:
             check_post(scope, self._restrictions, "inference")
-            call = call_of(scope, Front.V2_HTTP, OPERATION)
             body = await self._read(call, name, version, receive)
         except Exception as error:
-            answer = self._refusal(error, asked)
+            answer = self._refusal(error, call.headers)
         else:
             call.received = monotonic()
-            answer = await self.answer(call, name, version, asked, body)
+            answer = await self.answer(call, name, version, body)
         await respond(send, *answer)
 
-    async def answer(
-        self, call: Call, name: str, version: str, asked: Mapping[bytes, bytes], body: bytes
-    ) -> Answer:
-        """What a whole call comes to, which has come with these headers."""
+    async def answer(self, call: HttpCall, name: str, version: str, body: bytes) -> Answer:
+        """What a call comes to, all of which has come."""
         try:
-            return 200, *await self._answer(call, name, version, asked, body)
+            return 200, *await self._answer(call, name, version, body)
         except Exception as error:
-            return self._refusal(error, asked)
+            return self._refusal(error, call.headers)
 
     async def _read(self, call: Call, name: str, version: str, receive: Receive) -> bytes:
         try:
@@ -132,8 +130,9 @@ class InferRoute:
         return status, [error_body(message)], headers
 
     async def _answer(
-        self, caller: Call, name: str, version: str, asked: Mapping[bytes, bytes], body: bytes
+        self, caller: HttpCall, name: str, version: str, body: bytes
     ) -> tuple[list[Buffer], Headers]:
+        asked = caller.headers
         try:
             check_length(body, self.max_body_bytes)
             if b"content-encoding" in asked:

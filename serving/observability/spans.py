@@ -43,6 +43,7 @@ FLUSH_S = 2.0
 EXPORT_S = 10.0
 """That one batch of spans may take, with all attempts."""
 
+_LONGEST_REASON = 200
 _CLOCK_WAS_SET_NS = 5_000_000
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSERVED = (Outcome.REFUSED, Outcome.EXPIRED, Outcome.FAILED)
@@ -62,7 +63,9 @@ class SpanTracer:
         self._resource = Resource.create({"service.name": "slipway", **export.resource})
         self._clock = _Clock()
         self._scope = InstrumentationScope("slipway", __version__)
-        logging.getLogger("opentelemetry").addFilter(_Seldom())
+        library = logging.getLogger("opentelemetry")
+        library.addHandler(_Seldom())
+        library.propagate = False
         self._processor = BatchSpanProcessor(
             OTLPSpanExporter(export.url, timeout=EXPORT_S),
             export.max_queue_size,
@@ -279,22 +282,19 @@ def _ahead_ns() -> int:
     return time_ns() - monotonic_ns()
 
 
-class _Seldom(logging.Filter):
-    """Lets a library that fails at every attempt say so once a minute."""
+class _Seldom(logging.Handler):
+    """Says once a minute what the library says at every attempt of every batch."""
 
     EVERY_S = 60.0
 
     def __init__(self) -> None:
         super().__init__()
-        self._latest: dict[str, float] = {}
+        self._next = 0.0
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        now = monotonic()
-        key = str(record.msg)
-        if now - self._latest.get(key, -self.EVERY_S) < self.EVERY_S:
-            return False
-        self._latest[key] = now
-        return True
+    def emit(self, record: logging.LogRecord) -> None:
+        if monotonic() >= self._next:
+            self._next = monotonic() + self.EVERY_S
+            log.warning("traces may be lost", reason=record.getMessage()[:_LONGEST_REASON])
 
 
 _HTTP = (Front.V2_HTTP, Front.TASK, Front.OPENAI)
@@ -319,5 +319,5 @@ def _protocol(call: Call) -> Attributes:
     elif call.front in _HTTP:
         attributes |= {"http.request.method": "POST", "http.route": call.operation}
         if call.status:
-            attributes["http.response.status_code"] = int(call.status)
+            attributes["http.response.status_code"] = call.status
     return attributes

@@ -153,13 +153,16 @@ def test_a_body_over_the_limit_is_refused_before_its_end(server: RunningServer) 
         return metric(server, "slipway_refusals_total", model="double", reason="too_large")
 
     before = refusals()
+    whole = request(b" " * 200_000)
     with closing(socket.create_connection(("127.0.0.1", server.http_port), 20)) as connection:
-        connection.sendall(request(b" " * 200_000)[:150_000])
+        for start in range(0, 150_000, 50_000):
+            connection.sendall(whole[start : start + 50_000])
+            time.sleep(0.02)
         status, _, body = next(answers(connection.recv(1 << 16)))
         assert status == 413
         assert b"over the limit of 100000 bytes" in body
         # What is left of it is passed over, and the connection is of use.
-        connection.sendall(b" " * (len(request(b" " * 200_000)) - 150_000))
+        connection.sendall(whole[150_000:])
         connection.sendall(request(as_json([1.0, 2.0, 3.0, 4.0])))
         assert next(answers(connection.recv(1 << 16)))[0] == 200
     assert refusals() - before == 1

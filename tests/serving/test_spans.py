@@ -51,6 +51,7 @@ ensemble_scheduling {
          input_map { key: "x" value: "half" } output_map { key: "y" value: "y" } }
 }
 """
+MADE = "[0-9a-f]{16}-[0-9a-f]+"
 STAGES = ["compute", "gather", "parse", "queue", "scatter", "send"]
 
 
@@ -319,7 +320,7 @@ def test_request_ids_come_back(server: RunningServer) -> None:
     assert answered("/v2/health/live", id=own) == "mine:7b"
     assert answered("/nowhere", id=own) == "mine:7b"
     made = [answered("/v2/models/double/infer", body.replace(b"of the body", b"")) for _ in "ab"]
-    assert all(re.fullmatch("[0-9a-f]{32}", id) for id in made)
+    assert all(re.fullmatch(MADE, id) for id in made)
     assert made[0] != made[1]
     grpc = tritonclient.grpc
     x = grpc.InferInput("x", [1, 4], "FP32")
@@ -334,7 +335,7 @@ def test_request_ids_come_back(server: RunningServer) -> None:
             except Exception as error:  # which gRPC makes of two classes at once
                 trailing = error
             ids = dict(trailing.trailing_metadata())
-            assert re.fullmatch("mine:7b" if headers else "[0-9a-f]{32}", ids["x-request-id"])
+            assert re.fullmatch("mine:7b" if headers else MADE, ids["x-request-id"])
 
 
 def test_no_payload_is_told_of(server: RunningServer, collector: Collector) -> None:
@@ -365,10 +366,13 @@ def test_no_payload_is_told_of(server: RunningServer, collector: Collector) -> N
     assert "6.25" not in log
 
 
-def test_a_collector_that_is_not_there_hurts_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["silent", "refusing"])
+def test_a_collector_that_is_not_there_hurts_nobody(tmp_path: Path, kind: str) -> None:
     write_model(tmp_path, "double", operation="Add")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
         collector = Collector(silent.getsockname()[1])
+        if kind == "refusing":
+            silent.close()
         small = ("bsp_max_queue_size=20", "bsp_max_export_batch_size=10")
         options = [o for s in small for o in ("--trace-config", f"opentelemetry,{s}")]
         with serving(tmp_path, *collector.options, "--trace-config", "rate=1", *options) as server:
@@ -381,7 +385,9 @@ def test_a_collector_that_is_not_there_hurts_nobody(tmp_path: Path) -> None:
     assert max(took) < 1
     assert time.monotonic() - begun < 8
     assert server.events("stopped")
-    assert len(server.log) < 20, "the log is not flooded"
+    assert server.events("traces are lost: the collector does not take them")
+    assert len(server.events("traces may be lost")) <= 1, "the log is not flooded"
+    assert len(server.log) < 10
 
 
 def test_without_the_extra_the_start_says_what_to_install(tmp_path: Path) -> None:

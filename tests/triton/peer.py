@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -16,11 +15,11 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support import call
+from tests.support import call, free_port
 
 TRITON = "nvidia-pytriton==0.7.0"
 NUMPY = "numpy==1.26.4"
@@ -93,7 +92,7 @@ def _download(cache: Path, requirement: str) -> Path:
 @contextmanager
 def triton(home: Path, repository: Path, log: Path, *options: str) -> Iterator[Peer]:
     """Triton as a process of its own, on free ports of the loopback; ended with SIGTERM."""
-    http_port, grpc_port = _free_port(), _free_port()
+    http_port, grpc_port = free_port(), free_port()
     server = home / "pytriton/tritonserver"
     command = [
         str(server / "bin/tritonserver"),
@@ -136,10 +135,3 @@ def _await_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None
             pass
         time.sleep(0.05)
     raise RuntimeError(f"Triton did not start: {log.read_text()[-4000:]}")
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -1,0 +1,1 @@
+"""What operators run beside Slipway, and the code that makes some of it."""
