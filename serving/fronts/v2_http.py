@@ -115,7 +115,7 @@ class InferRoute:
         except Exception as error:
             return self._refusal(error, call.headers)
 
-    async def _read(self, call: Call, name: str, version: str, receive: Receive) -> bytes:
+    async def _read(self, call: HttpCall, name: str, version: str, receive: Receive) -> bytes:
         try:
             return await read_body(receive, self.max_body_bytes)
         except RequestError as error:

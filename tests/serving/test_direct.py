@@ -144,7 +144,7 @@ def test_a_known_header_is_no_more_trusted_than_a_new_one(server: RunningServer)
     assert b"4 bytes follow the last binary input" in long[2]
     for status, headers, text in (short, long, unknown):
         assert headers["content-type"] == "application/json", status
-        assert len(headers["x-request-id"]) == 32
+        assert headers["x-request-id"]
         assert json.loads(text).keys() == {"error"}
 
 
