@@ -49,12 +49,14 @@ def corpus() -> Corpus:
 
 def test_a_window_says_when_each_utterance_is_said() -> None:
     numbers = {"one": 1, "two": 2, "three": 3}
+    lengths = {"one": 1.0, "two": 1.5, "three": 2.0}
     settings = Windows(utterances=3, pause_seconds=(0.1, 0.5), timed=0.5)
     firsts = np.array([0, 1, 2] * 20)
     generator = torch.Generator().manual_seed(0)
-    windows = compose(corpus(), firsts, np.arange(3), settings, 5, generator)
-    again = compose(corpus(), firsts, np.arange(3), settings, 5, torch.Generator().manual_seed(0))
-    counts = set()
+    windows = compose(corpus(), firsts, np.arange(3), settings, (0.8, 1.2), 5, generator)
+    generator = torch.Generator().manual_seed(0)
+    again = compose(corpus(), firsts, np.arange(3), settings, (0.8, 1.2), 5, generator)
+    counts, speeds = set(), []
     for window, other, first in zip(windows, again, firsts, strict=True):
         np.testing.assert_array_equal(window.samples, other.samples)
         assert len(window.samples) <= 5 * RATE_HZ
@@ -64,19 +66,24 @@ def test_a_window_says_when_each_utterance_is_said() -> None:
         for text, start_s, end_s in window.said:
             start, end = round(start_s * RATE_HZ), round(end_s * RATE_HZ)
             assert (window.samples[start:end] == numbers[text]).all()
+            speeds.append(lengths[text] / (end_s - start_s))
             assert (window.samples[before:start] == 0).all()
             assert start - before >= 0.1 * RATE_HZ - 1
             before = end
     assert counts == {1, 2, 3}
+    assert 0.8 <= min(speeds) < 0.9
+    assert 1.1 < max(speeds) <= 1.21
 
 
 def test_an_utterance_as_long_as_a_window_fits() -> None:
     settings = Windows(utterances=2, pause_seconds=(0.5, 0.5), timed=0.5)
-    [window] = compose(
-        corpus(), np.array([2]), np.arange(3), settings, 2, torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    [window] = compose(corpus(), np.array([2]), np.arange(3), settings, (0.5, 1.0), 2, generator)
     assert (window.samples == 3).all()
-    assert window.said == [("three", 0.0, 2.0)]
+    [(text, start_s, end_s)] = window.said
+    assert text == "three"
+    assert 0 <= start_s < 0.001
+    assert end_s == 2.0
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -155,7 +162,9 @@ def test_what_is_said_is_learned_and_when() -> None:
                 update={"seconds": 3, "dropout": 0.0, "width": 64, "hidden": 128}
             ),
             "windows": recipe.windows.model_copy(update={"utterances": 2}),
-            "acoustics": recipe.acoustics.model_copy(update={"rooms": 0.0, "noise_db": (30, 40)}),
+            "acoustics": recipe.acoustics.model_copy(
+                update={"rooms": 0.0, "noise_db": (30, 40), "playback": (1.0, 1.0)}
+            ),
         }
     )
     workload = DictationWorkload(recipe, tones())
@@ -184,6 +193,7 @@ def test_what_is_said_is_learned_and_when() -> None:
         workload.split.held_out[:1],
         workload.split.held_out,
         Windows(utterances=1, pause_seconds=(0.4, 0.4), timed=1.0),
+        (1.0, 1.0),
         3,
         generator,
     )

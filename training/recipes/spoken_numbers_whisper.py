@@ -35,9 +35,9 @@ def _spoken_numbers_whisper() -> DictationRecipe:
         seed=1,
         epochs=20,
         batch_size=16,
-        data=Data(source="espeak", utterances=6000, invented=0, longest_seconds=12.0),
+        data=Data(source="espeak", utterances=9000, invented=12_000, longest_seconds=8.0),
         model=Model(
-            seconds=12,
+            seconds=8,
             mels=40,
             width=128,
             heads=4,
@@ -48,7 +48,7 @@ def _spoken_numbers_whisper() -> DictationRecipe:
             vocabulary=400,
             dropout=0.05,
         ),
-        windows=Windows(utterances=3, pause_seconds=(0.0, 0.6), timed=0.5),
+        windows=Windows(utterances=4, pause_seconds=(0.0, 0.6), timed=0.5),
         acoustics=ACOUSTICS,
         masks=MASKS,
         optimizer=Optimizer(
@@ -68,7 +68,7 @@ def _tiny(recipe: DictationRecipe) -> DictationRecipe:
     return recipe.model_copy(
         update={
             "epochs": 2,
-            "data": recipe.data.model_copy(update={"utterances": 250}),
+            "data": recipe.data.model_copy(update={"utterances": 250, "invented": 0}),
             "model": recipe.model.model_copy(
                 update={
                     "mels": 16,

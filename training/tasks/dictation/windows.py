@@ -10,7 +10,9 @@ import torch
 
 from training.split import Indices
 from training.tasks.dictation.recipe import Windows
+from training.tasks.speech_recognition.acoustics import play
 from training.tasks.speech_recognition.corpus import RATE_HZ, Corpus, Samples
+from training.tasks.speech_recognition.recipe import Range
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,20 @@ def compose(
     firsts: Indices,
     others: Indices,
     settings: Windows,
+    playback: Range,
     seconds: int,
     generator: torch.Generator,
 ) -> list[Window]:
     """A window for each of `firsts`, which are said in them; some of `others` follow.
 
-    All randomness comes from `generator`.
+    Each is played at a speed from `playback`, before anybody writes down when it is said. All
+    randomness comes from `generator`.
     """
     numbers = torch.rand(
-        len(firsts), settings.utterances, 2, generator=generator, device=generator.device
+        len(firsts), settings.utterances, 3, generator=generator, device=generator.device
     ).tolist()
     return [
-        _compose(corpus, int(first), others, settings, seconds * RATE_HZ, drawn)
+        _compose(corpus, int(first), others, settings, playback, seconds * RATE_HZ, drawn)
         for first, drawn in zip(firsts, numbers, strict=True)
     ]
 
@@ -47,21 +51,23 @@ def _compose(
     first: int,
     others: Indices,
     settings: Windows,
+    playback: Range,
     longest: int,
     drawn: Sequence[Sequence[float]],
 ) -> Window:
-    low, high = settings.pause_seconds
-    chosen = [first, *(int(others[int(number * len(others))]) for number, _ in drawn[1:])]
+    chosen = [first, *(int(others[int(number * len(others))]) for number, _, _ in drawn[1:])]
     # As many as the first number says, so that windows of each count are learned from.
     count = 1 + int(drawn[0][0] * settings.utterances)
     pieces: list[Samples] = []
     said: list[tuple[str, float, float]] = []
     size = 0
-    for index, (_, number) in zip(chosen[:count], drawn, strict=False):
+    for index, (_, paused, played) in zip(chosen[:count], drawn, strict=False):
         [recording] = corpus.read([index])
-        pause = int((low + (high - low) * number) * RATE_HZ)
+        # As it is, the first fits: longer ones are refused.
+        slowest = max(playback[0], len(recording) / longest)
+        recording = play(recording, max(slowest, _between(playback, played)))
+        pause = int(_between(settings.pause_seconds, paused) * RATE_HZ)
         if size + pause + len(recording) > longest:
-            # The first fits without a pause: longer ones are refused.
             if said:
                 break
             pause = longest - len(recording)
@@ -69,6 +75,11 @@ def _compose(
         start = size + pause
         size = start + len(recording)
         said.append((corpus.texts[index], start / RATE_HZ, size / RATE_HZ))
-    end = min(longest, size + int(high * RATE_HZ))
+    end = min(longest, size + int(settings.pause_seconds[1] * RATE_HZ))
     pieces.append(np.zeros(end - size, np.int16))
     return Window(np.concatenate(pieces), said)
+
+
+def _between(limits: Range, share: float) -> float:
+    low, high = limits
+    return low + (high - low) * share

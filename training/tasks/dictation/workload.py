@@ -90,10 +90,18 @@ class DictationWorkload:
     ) -> tuple[Tensor, Totals]:
         recipe = self.recipe
         windows = compose(
-            self.corpus, batch, self.split.train, recipe.windows, recipe.model.seconds, generator
+            self.corpus,
+            batch,
+            self.split.train,
+            recipe.windows,
+            recipe.acoustics.playback,
+            recipe.model.seconds,
+            generator,
         )
-        # The pauses are in the windows already, and so there is noise in them, too.
-        acoustics = recipe.acoustics.model_copy(update={"silence_seconds": (0.0, 0.0)})
+        # Pauses, with the noise that is in them, and speeds are the windows' own.
+        acoustics = recipe.acoustics.model_copy(
+            update={"silence_seconds": (0.0, 0.0), "playback": (1.0, 1.0)}
+        )
         heard = hear([window.samples for window in windows], acoustics, generator)
         timed = torch.rand(len(windows), generator=generator, device=generator.device)
         written = [

@@ -28,8 +28,7 @@ def hear(
     """
     speeds = _draw(settings.playback, len(recordings), generator)
     recordings = [
-        _play(recording, speed)
-        for recording, speed in zip(recordings, speeds.tolist(), strict=True)
+        play(recording, speed) for recording, speed in zip(recordings, speeds.tolist(), strict=True)
     ]
     lengths = torch.tensor([len(recording) for recording in recordings], device=generator.device)
     before, after = (
@@ -56,7 +55,7 @@ def hear(
     return [row[:total] for row, total in zip(waveforms, totals.tolist(), strict=True)]
 
 
-def _play(recording: Samples, speed: float) -> Samples:
+def play(recording: Samples, speed: float) -> Samples:
     """So many times as fast: the vocal tract seems so many times shorter, and the pitch higher.
 
     After T. Ko and others, Audio augmentation for speech recognition, 2015. Linear interpolation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,23 @@ class Corpus:
         ends = np.cumsum(self.lengths)
         return [self.samples[ends[i] - self.lengths[i] : ends[i]] for i in indices]
 
+    def only(self, kept: npt.NDArray[np.bool_]) -> Corpus:
+        """Without the other recordings."""
+        if kept.all():
+            return self
+
+        def chosen(every: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(compress(every, kept))
+
+        return Corpus(
+            chosen(self.texts),
+            chosen(self.voices),
+            chosen(self.groups),
+            chosen(self.digests),
+            np.concatenate(self.read(np.flatnonzero(kept))),
+            self.lengths[kept],
+        )
+
     @property
     def characters(self) -> str:
         """All that the texts are written with, in the order of their codes."""
@@ -66,7 +84,8 @@ def open_corpus(settings: Data, file: Path | None, seed: int) -> Corpus:
         raise DataError(f"data.source is {settings.source}, which reads no file: drop --data")
     from training.tasks.speech_recognition.spoken import make_corpus
 
-    return make_corpus(settings.utterances, settings.invented, seed)
+    made = make_corpus(settings.utterances, settings.invented, seed)
+    return made.only(made.lengths <= settings.longest_seconds * RATE_HZ)
 
 
 def split_corpus(corpus: Corpus) -> Split:

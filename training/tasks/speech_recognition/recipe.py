@@ -22,7 +22,7 @@ class Data(Settings):
     invented: Annotated[int, Field(ge=0)]
     """Further utterances to synthesise, each by a speaker made up for it, to learn from only."""
     longest_seconds: PositiveFloat
-    """A longer recording of a manifest is refused."""
+    """A longer recording of a manifest is refused; a longer one that is synthesised, left out."""
     closed_vocabulary: bool = False
     """Whether nobody says other words than the training part has. Then no others are written."""
 
