@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
+import queue
 import re
 import socket
 import subprocess
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from websockets.asyncio.client import connect
 
 from serving.calls import GROUP, MOST_GROUPS, Call, Front, Trace, clean_id
 from serving.errors import OperatorError
@@ -25,7 +28,8 @@ from serving.observability.trace_context import TraceContext, parse_traceparent
 from serving.observability.tracing import parse_trace_config
 from tests.serving.collector import INTERNAL, SERVER, Collector, Span, collecting
 from tests.serving.recordings import encoded, spoken
-from tests.serving.speech_models import write_recognizer
+from tests.serving.speech_models import write_live, write_recognizer
+from tests.serving.test_openai_realtime import pcm
 from tests.stepped import write_language_model
 from tests.support import (
     WITHOUT_TRAINING,
@@ -75,6 +79,7 @@ def server(
     (repository / "whole" / "1").mkdir()
     write_language_model(repository, "writer")
     write_recognizer(repository, "tones")
+    write_live(repository, "live")
     options = (*collector.options, "--trace-config", "rate=0", "--log-verbose", "1")
     with serving(repository, *options) as running:
         yield running
@@ -197,6 +202,48 @@ def test_a_streamed_request(server: RunningServer, collector: Collector) -> None
     assert steps >= root.attributes["slipway.events"]
     assert len(groups) == -(-steps // GROUP) > 1
     assert {group.attributes["slipway.rows.max"] for group in groups} == {1}
+
+
+def test_requests_of_a_grpc_stream(server: RunningServer, collector: Collector) -> None:
+    caller = Caller()
+    tensor = tritonclient.grpc.InferInput("x", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
+    answers: queue.Queue[object] = queue.Queue()
+    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+        client.start_stream(lambda result, error: answers.put(error), headers=caller.headers)
+        for number in range(2):
+            client.async_stream_infer("double", [tensor], request_id=f"r{number}")
+        assert [answers.get(timeout=20) for _ in range(2)] == [None, None]
+    spans = collector.trace(caller.trace, 2 * 7)
+    roots = [span for span in spans if span.parent == caller.span]
+    assert {span.name for span in roots} == {
+        "inference.GRPCInferenceService/ModelStreamInfer double"
+    }
+    assert {span.attributes["slipway.request.id"] for span in roots} == {"r0", "r1"}
+    assert all(names(children(spans, root)) == STAGES for root in roots)
+
+
+async def test_a_live_recording(server: RunningServer, collector: Collector) -> None:
+    """Every message that makes the model compute has a root of its own."""
+    caller = Caller()
+    at = f"ws://{server.http}/v1/realtime?model=live"
+    async with connect(at, additional_headers=caller.headers) as socket:
+        await socket.send(pcm("seven"))
+        await socket.send(json.dumps({"type": "input_audio_buffer.commit"}))
+        async for text in socket:
+            if json.loads(text)["type"].endswith("transcription.completed"):
+                break
+    await asyncio.to_thread(
+        await_true,
+        lambda: sum(s.kind == SERVER and s.trace == caller.trace for s in collector.spans) == 2,
+    )
+    spans = [span for span in collector.spans if span.trace == caller.trace]
+    roots = [span for span in spans if span.kind == SERVER]
+    assert {(root.name, root.parent) for root in roots} == {("/v1/realtime live", caller.span)}
+    chunks = [chunk for root in roots for chunk in children(spans, root)]
+    assert len(chunks) > 2
+    assert set(names(chunks)) == {"infer live"}
+    assert all(names(children(spans, chunk)) == STAGES[:-1] for chunk in chunks)
 
 
 def test_a_recording_in_pieces(server: RunningServer, collector: Collector) -> None:
