@@ -39,12 +39,10 @@ class Expectations:
             raise Unfit(
                 f"{model.name} does not answer through {front} as it should: {error}"
             ) from error
-        # A tensor of logits over time is not yet words.
-        is_told = model.kind in ("label", "text") or front in ("task", "openai")
         known = [
             text == call.truth
             for call, text in zip(calls, texts, strict=True)
-            if call.truth is not None and is_told
+            if call.truth is not None
         ]
         if sum(known) < RIGHT_SHARE * len(known):
             raise Unfit(
@@ -55,10 +53,15 @@ class Expectations:
 
     def problem(self, number: int, answer: Answer) -> str | None:
         """What is wrong with the answer to a call, or None."""
-        try:
-            text = said(self.model, self.front, answer)
-        except Unreadable as error:
-            return str(error)
-        if agree(self.model, text, self.texts[number]):
-            return None
-        return f"expected {self.texts[number][:60]!r}, got {text[:60]!r}"
+        return problem(self.model, self.front, self.texts[number], answer)
+
+
+def problem(model: ShippedModel, front: Front, expected: str, answer: Answer) -> str | None:
+    """What is wrong with an answer that should say what is expected, or None."""
+    try:
+        text = said(model, front, answer)
+    except Unreadable as error:
+        return str(error)
+    if agree(model, text, expected):
+        return None
+    return f"expected {expected[:60]!r}, got {text[:60]!r}"

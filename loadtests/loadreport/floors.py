@@ -74,11 +74,8 @@ class GraphFloor:
                 self._drawing, _ = max(found, key=lambda pair: pair[1])
             drawing = self._drawing
             rate = alone(drawing_floor.measure, repository, name, drawing, self._seconds)
-            self._add(
-                f"{UNET_FILE} alone in batches of {drawing.batch}, {drawing.layout}, {rows:.0f} rows a"
-                " picture",
-                rate / rows,
-            )
+            batches = f"in batches of {drawing.batch}, {drawing.layout}"
+            self._add(f"{UNET_FILE} alone {batches}, {rows:.0f} rows a picture", rate / rows)
             return
         if self._best is None:
             self._best = alone(_best, *self._given)

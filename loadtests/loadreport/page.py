@@ -87,7 +87,7 @@ def _tiles(results: Results) -> list[_Tile]:
     if "graph" in results.floors:
         graph = next(value for name, value, _ in plots.rates(results) if name == "graph alone")
         tiles.append(
-            _Tile(f"{100 * rate / graph:.0f}", "%", "of that, the graph alone at its best")
+            _Tile(f"{100 * rate / graph:.0f}", "%", "of the rate of the graph alone, in that loop")
         )
     return tiles
 
@@ -96,12 +96,12 @@ def _figures(results: Results) -> list[_Figure]:
     figures = [
         _Figure(
             "Throughput against latency",
-            "The open loop offers more and more; beyond the knee latency grows without bound.",
+            "The open loop offers more and more; past the knee, requests pile up.",
             plots.svg(plots.throughput, results, _WIDTH, _HEIGHT),
         ),
         _Figure(
             "Latency by percentile",
-            "All rounds together. Where the open loop's lines part, requests waited to be sent.",
+            "Of all rounds. Between the open loop's two lines, requests waited to be sent.",
             plots.svg(plots.distribution, results, _WIDTH, _HEIGHT),
         ),
         _Figure(
@@ -121,7 +121,7 @@ def _figures(results: Results) -> list[_Figure]:
     figures.append(
         _Figure(
             "Beside the floors",
-            "The graph alone, without a server; the server without a graph; and both together.",
+            "The graph without a server, the server without a graph, and both together.",
             plots.svg(plots.floors, results, _WIDTH, _HEIGHT),
         )
     )

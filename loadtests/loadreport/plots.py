@@ -200,13 +200,13 @@ def timeline(figure: Figure, results: Results) -> None:
     above.set_ylabel("requests/s")
     above.set_ylim(0, 1.15 * max(*line.answered_per_s, opened.rate_per_s))
     above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    above.legend(loc="lower right", ncols=2)
+    above.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2)
     for name, values, shade in (("most", line.max, OPEN), ("p50", line.p50, CLOSED[2])):
         shown = [math.nan if value is None else value for value in values]
         below.plot(seconds, shown, ".-", color=shade, lw=1, ms=3, label=name)
     below.set_xlabel("seconds since the start")
     _log_ms(below)
-    below.legend(loc="upper right", ncols=2)
+    below.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2)
 
 
 def floors(figure: Figure, results: Results) -> None:

@@ -46,7 +46,7 @@ def digits(number: int = 256) -> list[Sample]:
     pictures, labels = load_digits(return_X_y=True)
     samples = []
     for place in random.choice(len(pictures), number, replace=False):
-        faint = pictures[place] * random.uniform(0.75, 1.0) + random.normal(0, 0.2, 64)
+        faint = pictures[place] * random.uniform(0.75, 1.0) + random.normal(0, 0.1, 64)
         pixels = np.clip(faint * 255 / 16, 0, 255).astype(np.uint8).reshape(8, 8)
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "png")
