@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from time import monotonic
@@ -80,7 +80,7 @@ def build_server(settings: Settings) -> Server:
         log_format=settings.log_format,
         log_file=settings.log_file,
     )
-    metrics = Metrics(MetricsConfig.parse(settings.metrics))
+    metrics = Metrics(MetricsConfig.parse(settings.metrics), enabled=settings.allow_metrics)
     cache = ResponseCache(parse_cache_config(settings.cache))
 
     async def build(found: ModelVersion) -> tuple[Model, ModelMetrics]:
@@ -98,9 +98,18 @@ def build_server(settings: Settings) -> Server:
         if found.config.steps:
             check_members(found.config, find_config)
 
-    def forget(name: str, version: str) -> None:
-        metrics.forget(name, version)
+    def loaded(name: str, successfully: bool) -> None:
+        metrics.loaded(name, successfully=successfully)
+
+    def forget(name: str, versions: Iterable[str]) -> None:
+        metrics.forget(name, versions)
         tracer.forget(name)
+
+    def states() -> Iterator[tuple[str, str, str]]:
+        # Of what has been looked at, without looking at the disk.
+        for model in catalog.index([]):
+            if model.state:
+                yield model.name, model.version, model.state
 
     surroundings = Surroundings(cache, lambda request: server.infer(request), find_config)
     tracer = Tracer(parse_trace_config(settings.trace))
@@ -108,8 +117,10 @@ def build_server(settings: Settings) -> Server:
         Repositories(settings.model_repositories),
         build=build,
         check=check,
+        loaded=loaded,
         forget=forget,
     )
+    metrics.states = states
     mode = ControlMode(settings.control_mode)
     if settings.load_models and mode is not ControlMode.EXPLICIT:
         raise OperatorError("--load-model needs --model-control-mode explicit")
@@ -170,9 +181,10 @@ class _App:
             guard_management=not _is_loopback(settings.host),
             strict=settings.triton_strict,
         )
-        sockets = [
-            _bind(settings.host, port) for port in (settings.http_port, settings.metrics_port)
-        ]
+        ports = [settings.http_port]
+        if settings.allow_metrics:
+            ports.append(settings.metrics_port)
+        sockets = [_bind(settings.host, port) for port in ports]
         grpc_port = self._bind_grpc()
         # What stands now stays: no collection need go through it again, while requests wait for it.
         # Not so the models, which may leave.
@@ -182,17 +194,20 @@ class _App:
         if failures and settings.exit_on_error:
             await self._server.close()
             raise OperatorError("\n".join(str(failure) for failure in failures))
-        apps: list[ASGIApp] = [http, build_metrics(self._server.metrics.registry)]
+        apps: list[ASGIApp] = [http]
+        if settings.allow_metrics:
+            apps.append(build_metrics(self._server.metrics.registry))
+            self._server.metrics.loop_lag.start()
         for app, listener in zip(apps, sockets, strict=True):
             await self._start_http(app, listener)
         await self._grpc.start()
-        http_port, metrics_port = (listener.getsockname()[1] for listener in sockets)
+        http_port, *metrics_port = (listener.getsockname()[1] for listener in sockets)
         log.info(
             "serving",
             host=settings.host,
             http_port=http_port,
             grpc_port=grpc_port,
-            metrics_port=metrics_port,
+            metrics_port=metrics_port[0] if metrics_port else None,
         )
 
     async def shutdown(self) -> bool:

@@ -10,7 +10,15 @@ import asyncio
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
@@ -96,8 +104,9 @@ class Catalog:
     """The models of some repositories.
 
     `build` makes a model ready to serve from a version directory, and `check` says whether one
-    that is ready still fits the others; both raise `OperatorError`. `forget` is told of a version
-    that is gone for good.
+    that is ready still fits the others; both raise `OperatorError`. `loaded` is told of every
+    attempt to load a model that is there, and `forget` of one that is gone for good, with the
+    versions that were served.
     """
 
     def __init__(
@@ -106,11 +115,13 @@ class Catalog:
         *,
         build: Callable[[ModelVersion], Awaitable[tuple[Model, ModelMetrics]]],
         check: Callable[[ModelVersion], None],
-        forget: Callable[[str, str], None],
+        loaded: Callable[[str, bool], None],
+        forget: Callable[[str, Iterable[str]], None],
     ):
         self.repositories = repositories
         self._build = build
         self._check = check
+        self._loaded = loaded
         self._forget = forget
         self._entries: dict[str, _Entry] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -261,11 +272,11 @@ class Catalog:
 
     def _drop_if_gone(self, name: str, entry: _Entry) -> None:
         alive = entry.changes or entry.serving or entry.failures or entry.unloading
-        if not alive and not self.repositories.contains(name):
-            for version in entry.unloaded:
-                self._forget(name, version)
-            if self._entries.get(name) is entry:
-                del self._entries[name]
+        if alive or self.repositories.contains(name):
+            return
+        if self._entries.get(name) is entry:
+            del self._entries[name]
+            self._forget(name, entry.unloaded)
 
     async def _load_members(self, source: Source, above: frozenset[str]) -> None:
         try:
@@ -297,6 +308,7 @@ class Catalog:
             failures = {"": ModelLoadError(f"model {name!r} cannot be read: {error.strerror}")}
         for reason in failures.values():
             log.error("model not loaded", model=name, reason=str(reason))
+            self._loaded(name, False)
         entry.was_down = not entry.serving
         self._take_over(name, entry, serving, failures)
         return failures
@@ -316,6 +328,7 @@ class Catalog:
             entry.loading.add(version)
             try:
                 serving[version] = await self._load_version(wanted)
+                self._loaded(wanted.config.name, True)
             except OperatorError as error:
                 failures[version] = error
             finally:

@@ -170,6 +170,12 @@ REPEATED: Any = {"multiple": True, "show_default": False}
     **REPEATED,
 )
 @click.option(
+    "--allow-metrics",
+    type=FLAG,
+    default=True,
+    help="Answer at /metrics; false also saves what sorting times into histograms costs.",
+)
+@click.option(
     "--metrics-config",
     "metrics",
     metavar="NAME=BOOL",

@@ -94,6 +94,21 @@ class Model:
         return self._scheduler.depth
 
     @property
+    def queue_capacity(self) -> int | None:
+        """Requests that may wait; None if that is not bounded."""
+        rules = self.config.batching
+        if rules is None or self.config.sequences is not None:
+            return None
+        levels = range(min(1, rules.priority_levels), rules.priority_levels + 1)
+        sizes = [rules.policy(level).max_queue_size for level in levels]
+        return sum(sizes) if all(sizes) else None
+
+    @property
+    def slots(self) -> int:
+        """Of a model that answers in steps: the slots that there are."""
+        return self._scheduler.slots if isinstance(self._scheduler, StepScheduler) else 0
+
+    @property
     def running_slots(self) -> int:
         """Of a model that answers in steps: the slots that are taken."""
         return self._scheduler.running if isinstance(self._scheduler, StepScheduler) else 0

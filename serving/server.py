@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 from time import monotonic
 
 import structlog
@@ -28,7 +29,7 @@ from serving.observability.request_log import log_request
 from serving.observability.totals import ModelMetrics, Outcome
 from serving.observability.tracing import Tracer
 from serving.shared_memory import SharedMemory
-from serving.types import InferRequest, InferResponse, Stamps
+from serving.types import Call, InferRequest, InferResponse, Stamps
 
 EXTENSIONS = (
     "classification",
@@ -57,6 +58,18 @@ _OUTCOMES: tuple[tuple[type[BaseException], Outcome], ...] = (
     (asyncio.CancelledError, Outcome.CANCELLED),
     (GeneratorExit, Outcome.CANCELLED),
 )
+
+_REASONS = {
+    "invalid_argument": "invalid",
+    "malformed": "invalid",
+    "too_large": "too_large",
+    "not_found": "not_found",
+    "unsupported": "unsupported",
+    "overloaded": "queue_full",
+    "expired": "timeout",
+    "unavailable": "unavailable",
+}
+"""Why a request was not served though nothing failed, by the code of its error."""
 
 
 class Server:
@@ -169,14 +182,20 @@ class Server:
             finally:
                 timing.ended(outcome)
 
-    def note_invalid(self, name: str, version: str = "") -> None:
+    def note_invalid(self, error: RequestError, call: Call, name: str, version: str = "") -> None:
         """Count a request for which a front found no form that could be inferred."""
         try:
             loaded = self._catalog.find(name, version)
         except NotFound:
             self.metrics.unresolved += 1
         else:
-            loaded.metrics.ended(Outcome.INVALID, Stamps())
+            loaded.metrics.ended(Outcome.INVALID, Stamps(), call.front, self._reason(error))
+
+    def sent(self, call: Call) -> None:
+        """A front is done with a call: its answer is sent, or nobody is there to take it."""
+        if call.unsent is not None:
+            call.unsent()
+            call.unsent = None
 
     async def drain(self, grace_s: float) -> None:
         """Turn not ready, and wait until what is in flight now has its outcome."""
@@ -192,6 +211,7 @@ class Server:
     async def close(self) -> None:
         """Unload every model, when what runs has ended."""
         self.draining = True
+        self.metrics.loop_lag.stop()
         await self.control.stop()
         await self._catalog.close()
         await self.tracer.close()
@@ -212,21 +232,47 @@ class Server:
             raise
         with found.lease() as loaded:
             self._in_flight.add(in_flight)
-            outcome = Outcome.FAILED
+            self.metrics.in_flight += 1
+            outcome, reason = Outcome.FAILED, ""
             try:
                 yield loaded
                 outcome = Outcome.ANSWERED
             except BaseException as error:
                 outcome = _outcome(error, request)
+                reason = self._reason(error)
                 if outcome is Outcome.FAILED and isinstance(error, SlipwayError):
                     log.error("inference failed", model=request.model_name, exc_info=error)
                 raise
             finally:
                 self._in_flight.discard(in_flight)
+                self.metrics.in_flight -= 1
                 in_flight.set_result(None)
-                loaded.metrics.ended(outcome, stamps)
-                self.tracer.record(request, loaded.model.version)
-                log_request(request, loaded.model.version, outcome)
+                loaded.metrics.ended(outcome, stamps, request.front, reason)
+                self._ended(request, loaded, outcome)
+
+    def _ended(self, request: InferRequest, loaded: Loaded, outcome: Outcome) -> None:
+        """Tell of a request when its answer is sent; now, if the call goes on without it."""
+        call = request.call
+        if call is None:
+            self._tell(request, loaded, outcome)
+            return
+        self.sent(call)
+        call.unsent = partial(self._tell, request, loaded, outcome)
+
+    def _tell(self, request: InferRequest, loaded: Loaded, outcome: Outcome) -> None:
+        stamps = request.stamps
+        if request.call is not None:
+            stamps.sent = request.call.sent
+        if outcome is Outcome.ANSWERED:
+            loaded.metrics.sent(stamps, request.front)
+        self.tracer.record(request, loaded.model.version)
+        log_request(request, loaded.model.version, outcome)
+
+    def _reason(self, error: BaseException) -> str:
+        """Why a request is refused; empty if it is not."""
+        if isinstance(error, Unavailable) and self.draining:
+            return "draining"
+        return _REASONS.get(error.code, "") if isinstance(error, SlipwayError) else ""
 
 
 def _outcome(error: BaseException, request: InferRequest) -> Outcome:

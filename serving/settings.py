@@ -40,6 +40,7 @@ class Settings:
     triton_strict: bool = False
 
     # What is told of it.
+    allow_metrics: bool = True
     metrics: tuple[str, ...] = ()
     trace: tuple[str, ...] = ()
     log_info: bool = True

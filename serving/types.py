@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from math import inf
 from typing import Any
 
@@ -79,6 +80,8 @@ class Stamps:
     """The response cache was asked; the time before it is the model's, if it has a cache."""
     cached: bool = False
     """The cache had the answer: the stages from `queued` to `computed` were not reached."""
+    sent: float = 0.0
+    """The front handed the whole answer to the transport."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,9 @@ class Run:
     started: float
     computed: float
     answered: float
+    elements: int = 0
+    """Of the inputs that are padded to the longest: what its requests have, and the padding."""
+    padding: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +128,31 @@ class SequenceStep:
     end: bool = False
 
 
+class Front(StrEnum):
+    """The ways by which a request comes in."""
+
+    V2_HTTP = "v2_http"
+    V2_GRPC = "v2_grpc"
+    TASK = "task"
+    OPENAI = "openai"
+    REALTIME = "realtime"
+    INTERNAL = "internal"
+    """From within, such as an ensemble's to its members."""
+
+
+@dataclass(slots=True)
+class Call:
+    """What a caller asked of a front, for which it asks models once or several times."""
+
+    front: Front
+    received: float = 0.0
+    """When all of it was there, in seconds of the monotonic clock."""
+    sent: float = 0.0
+    """When the whole answer was handed to the transport; 0 is "not"."""
+    unsent: Callable[[], None] | None = None
+    """For the server, to be called when the answer is sent or never will be."""
+
+
 @dataclass(slots=True)
 class InferRequest:
     """One call for a prediction, whatever protocol it came by.
@@ -144,6 +175,17 @@ class InferRequest:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     """What the protocol does not know, for the model."""
     stamps: Stamps = field(default_factory=Stamps)
+    call: Call | None = None
+    """What it is asked for; None if the server itself asks."""
+
+    def asked_by(self, call: Call) -> None:
+        """Say that this is the first request that is made for a call."""
+        self.call = call
+        self.stamps.received = call.received
+
+    @property
+    def front(self) -> Front:
+        return Front.INTERNAL if self.call is None else self.call.front
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from time import monotonic
 
 import orjson
 import structlog
@@ -13,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import Cancelled, InferenceFailed, SlipwayError, TooLarge
 from serving.fronts.restricted import Restrictions
+from serving.server import Server
+from serving.types import Call, Front
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +54,16 @@ SLOWEST_BYTES_PER_S = 1000
 
 _PATIENCE_S = 0.02
 """How long a request may take before we start to watch whether its caller is still there."""
+
+
+_CALL = "slipway.call"
+
+
+def call_of(scope: Scope, front: Front) -> Call:
+    """The call that a request is, which comes by this front."""
+    call: Call = scope[_CALL]
+    call.front = front
+    return call
 
 
 def check_post(scope: Scope, restrictions: Restrictions, group: str) -> None:
@@ -133,20 +146,23 @@ def describe(error: Exception, statuses: Mapping[str, int]) -> tuple[int, str, H
     return status, str(error), retry
 
 
-class CancelOnDisconnect:
-    """Cancels the handling of a request whose caller has closed the connection.
+class HttpCalls:
+    """Around everything on the HTTP port: keeps the `Call` of each request, and cancels the
+    handling of one whose caller has closed the connection.
 
     Watching costs a task, so only requests that take longer than a moment are watched.
     """
 
-    def __init__(self, app: ASGIApp):
+    def __init__(self, app: ASGIApp, server: Server):
         self._app = app
+        self._server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        watch = _Watch(receive, send)
+        scope[_CALL] = call = Call(Front.V2_HTTP)
+        watch = _Watch(call, receive, send)
         try:
             await self._app(scope, watch.receive, watch.send)
         except asyncio.CancelledError:
@@ -156,10 +172,12 @@ class CancelOnDisconnect:
                 await respond(send, 503, [body], [(b"content-type", JSON)])
         finally:
             watch.stop()
+            self._server.sent(call)
 
 
 class _Watch:
-    def __init__(self, receive: Receive, send: Send):
+    def __init__(self, call: Call, receive: Receive, send: Send):
+        self._call = call
         self._receive = receive
         self._send = send
         self._handler = asyncio.current_task()
@@ -177,6 +195,8 @@ class _Watch:
     async def send(self, message: Message) -> None:
         self.answering = True
         await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._call.sent = monotonic()
 
     def stop(self) -> None:
         if self._timer is not None:

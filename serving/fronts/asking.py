@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from serving.errors import SlipwayError
 from serving.server import Server
 from serving.tasks import LongTask, Question, Task
-from serving.types import InferRequest, InferResponse, SequenceStep, Tensors
+from serving.types import Call, InferRequest, InferResponse, SequenceStep, Tensors
 
 AT_ONCE = 8
 """Requests of one question that are under way together: enough to fill a batch, and few enough for
@@ -39,43 +39,43 @@ class Asking:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoding, task.preprocess, payload, settings)
 
-    async def answer(self, name: str, task: Task, question: Question, received: float) -> Any:
+    async def answer(self, name: str, task: Task, question: Question, call: Call) -> Any:
         """Ask a model and put its answer in the task's terms. Raises as `Server.infer` does."""
         # Asked in this order, for a protocol takes long to say no.
         if task.takes_long and isinstance(task, LongTask):
-            async with aclosing(self.outputs(name, question, received)) as parts:
+            async with aclosing(self.outputs(name, question, call)) as parts:
                 outputs = [part async for part in parts]
             return await asyncio.to_thread(task.conclude, outputs, question)
-        [call] = _calls(name, question, received)
-        return task.postprocess((await self._server.infer(call)).outputs, question)
+        [request] = _requests(name, question, call)
+        return task.postprocess((await self._server.infer(request)).outputs, question)
 
     async def outputs(
-        self, name: str, question: Question, received: float, *, in_parts: bool = False
+        self, name: str, question: Question, call: Call, *, in_parts: bool = False
     ) -> AsyncGenerator[Tensors]:
         """What a model says to each of the question's requests, in order, as soon as it is there.
 
         With `in_parts`, the answer to a single request comes as it grows. Raises as `Server.infer`
         does; closing the iterator early cancels what is under way.
         """
-        calls = _calls(name, question, received)
-        if len(calls) == 1 and in_parts:
-            async with aclosing(self._server.stream(calls[0])) as responses:
+        requests = _requests(name, question, call)
+        if len(requests) == 1 and in_parts:
+            async with aclosing(self._server.stream(requests[0])) as responses:
                 async for response in responses:
                     yield response.outputs
             return
-        if len(calls) == 1:
-            yield (await self._server.infer(calls[0])).outputs
+        if len(requests) == 1:
+            yield (await self._server.infer(requests[0])).outputs
             return
         waiting: deque[asyncio.Task[InferResponse]] = deque()
         heard = False
         try:
-            for call in calls:
+            for request in requests:
                 if len(waiting) == AT_ONCE:
                     yield (await waiting[0]).outputs
                     waiting.popleft()
                 # Tasks start in the order in which they were made, and nothing is awaited before
                 # a request has its place in the queue, so a sequence keeps its order.
-                waiting.append(asyncio.create_task(self._server.infer(call)))
+                waiting.append(asyncio.create_task(self._server.infer(request)))
             while waiting:
                 yield (await waiting[0]).outputs
                 waiting.popleft()
@@ -84,8 +84,8 @@ class Asking:
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
-            if not heard and (sequence := calls[-1].sequence):
-                await leave(self._server, name, sequence.id, calls[-1].inputs)
+            if not heard and (sequence := requests[-1].sequence):
+                await leave(self._server, name, sequence.id, requests[-1].inputs)
 
 
 async def leave(server: Server, name: str, id: int | str, inputs: Tensors) -> None:
@@ -95,14 +95,15 @@ async def leave(server: Server, name: str, id: int | str, inputs: Tensors) -> No
         await server.infer(InferRequest(name, inputs, sequence=end))
 
 
-def _calls(name: str, question: Question, received: float) -> list[InferRequest]:
+def _requests(name: str, question: Question, call: Call) -> list[InferRequest]:
     """Of no version: the one that the task came from may have been replaced meanwhile."""
     tensors = (question.tensors, *question.further)
     id = uuid4().hex if question.in_sequence else ""
-    calls = [
+    requests = [
         InferRequest(
             name,
             part,
+            call=call,
             parameters=question.parameters,
             sequence=SequenceStep(id, start=at == 0, end=at == len(tensors) - 1)
             if question.in_sequence
@@ -110,5 +111,5 @@ def _calls(name: str, question: Question, received: float) -> list[InferRequest]
         )
         for at, part in enumerate(tensors)
     ]
-    calls[0].stamps.received = received
-    return calls
+    requests[0].asked_by(call)
+    return requests

@@ -15,7 +15,7 @@ def event(data: bytes) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """Leaves it to `CancelOnDisconnect` to watch the caller, and ends the work when that is due."""
+    """Leaves it to `HttpCalls` to watch the caller, and ends the work when that is due."""
 
     def __init__(self, events: AsyncGenerator[bytes, None]):
         super().__init__(events, media_type="text/event-stream")

@@ -27,7 +27,7 @@ from serving.fronts import (
 from serving.fronts.asgi import (
     HTTP_STATUS,
     TRITON_STATUS,
-    CancelOnDisconnect,
+    HttpCalls,
     describe,
     error_body,
 )
@@ -66,13 +66,14 @@ def build_http(
     app.include_router(openai_audio.router(server, asking, restrictions, max_body_bytes, statuses))
     app.include_router(openai_images.router(server, asking, restrictions, max_body_bytes, statuses))
     app.include_router(openai_realtime.router(server, restrictions, statuses))
-    app.include_router(metrics.router(server.metrics.registry))
+    if server.metrics.enabled:
+        app.include_router(metrics.router(server.metrics.registry))
     for kind in (HTTPException, SlipwayError, Exception):
         app.add_exception_handler(kind, _describer(statuses))
     _complete_documentation(app)
     infer = v2_http.InferRoute(server, max_body_bytes, restrictions, statuses)
     task = task_api.TaskRoute(server, asking, max_body_bytes, restrictions, statuses)
-    return CancelOnDisconnect(_PredictFirst(infer, task, app))
+    return HttpCalls(_PredictFirst(infer, task, app), server)
 
 
 class _PredictFirst:

@@ -20,7 +20,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from serving.errors import RequestError, shown
-from serving.fronts.asgi import describe, read_body
+from serving.fronts.asgi import call_of, describe, read_body
 from serving.fronts.asking import Asking
 from serving.fronts.checked import about, checked
 from serving.fronts.events import begun, event
@@ -34,7 +34,7 @@ from serving.server import Server
 from serving.speech.transcript import Segment, SegmentedTranscript, Transcript
 from serving.tasks.speech_recognition import Listener, Recording, SpeechRecognition
 from serving.tasks.whisper import Dictation, WhisperRecognition
-from serving.types import Tensors
+from serving.types import Call, Front, Tensors
 
 _Recogniser = SpeechRecognition | WhisperRecognition
 _AnyTranscript = Transcript | SegmentedTranscript
@@ -103,8 +103,9 @@ def router(
         The words of `prompt` and the phrases of `keywords` are preferred where the recording is in
         doubt. `temperature` has no effect. With `stream`, the text comes window by window.
         """
-        received, wishes, task, listener, recording = await question(request)
-        outputs = asking.outputs(wishes.model, recording, received, in_parts=wishes.stream)
+        call = call_of(request.scope, Front.OPENAI)
+        wishes, task, listener, recording = await question(request, call)
+        outputs = asking.outputs(wishes.model, recording, call, in_parts=wishes.stream)
         if wishes.stream:
             events = _events(outputs, listener, statuses)
             return await begun(events)
@@ -119,13 +120,13 @@ def router(
         return await asyncio.to_thread(rendered)
 
     async def question(
-        request: Request,
-    ) -> tuple[float, _Wishes, _Recogniser, Listener, Recording | Dictation]:
-        """When it had come, and what it is. Nothing of the body is left."""
+        request: Request, call: Call
+    ) -> tuple[_Wishes, _Recogniser, Listener, Recording | Dictation]:
+        """What is asked. Nothing of the body is left."""
         name = ""
         try:
             body = await read_body(request.receive, max_body_bytes)
-            received = monotonic()
+            call.received = monotonic()
             content_type = request.headers.get("content-type", "")
             form = await asyncio.to_thread(parse_form, content_type, body)
             name = form.fields.get("model", [""])[-1]
@@ -133,10 +134,10 @@ def router(
             task = _recogniser(server, name)
             _check_language(wishes, task)
             prepared = await _prepared(asking, task, form, wishes)
-            return received, wishes, task, *prepared
-        except RequestError:
+            return wishes, task, *prepared
+        except RequestError as error:
             if name:
-                server.note_invalid(name)
+                server.note_invalid(error, call, name)
             raise
 
     return routes

@@ -21,7 +21,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from serving.errors import RequestError, shown
-from serving.fronts.asgi import describe, read_body
+from serving.fronts.asgi import call_of, describe, read_body
 from serving.fronts.asking import Asking
 from serving.fronts.checked import about, checked
 from serving.fronts.events import begun, event
@@ -32,7 +32,7 @@ from serving.fronts.v2_control import allowed
 from serving.server import Server
 from serving.tasks import Question
 from serving.tasks.text_to_image import OUTPUT, Encoding, TextToImage, encoded, prompts
-from serving.types import Array, Parameter, Tensors
+from serving.types import Array, Call, Front, Parameter, Tensors
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 _MODELS_OWN = ("seed", "num_inference_steps", "guidance_scale", "negative_prompt", "scheduler")
@@ -92,9 +92,10 @@ def router(
         With `stream`, up to three partial images come before the picture. `seed`,
         `num_inference_steps`, `guidance_scale`, `negative_prompt` and `scheduler` are the model's.
         """
-        received, wishes = await asked(request)
+        call = call_of(request.scope, Front.OPENAI)
+        wishes = await asked(request, call)
         question = Question(wishes, prompts([wishes.prompt] * wishes.n), _parameters(wishes))
-        outputs = asking.outputs(wishes.model, question, received, in_parts=wishes.stream)
+        outputs = asking.outputs(wishes.model, question, call, in_parts=wishes.stream)
         try:
             if wishes.stream:
                 return await begun(_events(outputs, wishes, statuses))
@@ -105,19 +106,19 @@ def router(
             raise
         return await asyncio.to_thread(_pictures, answer, wishes)
 
-    async def asked(request: Request) -> tuple[float, _Wishes]:
-        """When it had come, and what it is. Nothing of the body is left."""
+    async def asked(request: Request, call: Call) -> _Wishes:
+        """What is asked. Nothing of the body is left."""
         name = ""
         try:
             document = parse_object(await read_body(request.receive, max_body_bytes))
-            received = monotonic()
+            call.received = monotonic()
             name = document["model"] if isinstance(document.get("model"), str) else ""
             wishes = checked(_Wishes, {k: v for k, v in document.items() if v is not None})
             _check(wishes, server)
-            return received, wishes
-        except RequestError:
+            return wishes
+        except RequestError as error:
             if name:
-                server.note_invalid(name)
+                server.note_invalid(error, call, name)
             raise
 
     return routes

@@ -20,6 +20,7 @@ import base64
 import binascii
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from time import monotonic
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -38,7 +39,7 @@ from serving.fronts.restricted import Restrictions
 from serving.server import Server
 from serving.speech.chunks import Chunk, Chunker
 from serving.tasks.speech_recognition import INPUT, SpeechRecognition, frames_of
-from serving.types import InferRequest, SequenceStep
+from serving.types import Call, Front, InferRequest, SequenceStep
 
 DEFAULT_RATE_HZ = 24_000
 MAX_RECORDING_S = 3600
@@ -177,13 +178,14 @@ class _Recording:
         samples = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
         return self._chunker.push(self._resampler.push(samples))
 
-    async def hear(self, chunk: Chunk, *, is_last: bool = False) -> None:
+    async def hear(self, chunk: Chunk, call: Call, *, is_last: bool = False) -> None:
         samples, window = chunk
         step = SequenceStep(self.id, start=not self._has_begun, end=is_last)
         inputs = {INPUT: samples[np.newaxis]}
         self._has_begun = True
+        request = InferRequest(self._name, inputs, sequence=step, call=call)
         try:
-            response = await self._server.infer(InferRequest(self._name, inputs, sequence=step))
+            response = await self._server.infer(request)
         except InvalidRequest:
             # The caller knows nothing of sequences, and cannot mend a chunk.
             raise Unavailable(
@@ -205,12 +207,12 @@ class _Recording:
         self.text += news
         return news
 
-    async def finish(self) -> None:
+    async def finish(self, call: Call) -> None:
         """Hear what is left."""
         rest = self._resampler.push(np.zeros(0, np.float32), is_last=True)
         chunks = [*self._chunker.push(rest), *self._chunker.finish()]
         for number, chunk in enumerate(chunks, start=1):
-            await self.hear(chunk, is_last=number == len(chunks))
+            await self.hear(chunk, call, is_last=number == len(chunks))
 
     async def drop(self) -> None:
         """Let the model forget a recording that will not go on."""
@@ -256,19 +258,23 @@ class _Connection:
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1000))
         event_id = None
+        call = Call(Front.REALTIME, monotonic())
         try:
             if (pcm := message.get("bytes")) is not None:
-                await self._append(pcm)
-                return
-            event = _parsed(message["text"])
-            event_id = event.get("event_id")
-            await self._do(event)
+                await self._append(pcm, call)
+            else:
+                event = _parsed(message["text"])
+                event_id = event.get("event_id")
+                await self._do(event, call)
+            call.sent = monotonic()
         except InvalidRequest as error:
-            self._server.note_invalid(self._name)
+            self._server.note_invalid(error, call, self._name)
             told = _told(error, self._statuses)
             await self._send("error", error={**told, "event_id": event_id})
+        finally:
+            self._server.sent(call)
 
-    async def _do(self, event: Mapping[str, Any]) -> None:
+    async def _do(self, event: Mapping[str, Any], call: Call) -> None:
         kind = event.get("type")
         if not isinstance(kind, str) or kind not in _EVENTS:
             raise about("type", f"expected one of {', '.join(_EVENTS)}, got {shown(kind)}")
@@ -282,9 +288,9 @@ class _Connection:
                     raise about(
                         "audio", f"expected a string in base64, got {shown(append.audio)}"
                     ) from None
-                await self._append(pcm)
+                await self._append(pcm, call)
             case _Commit():
-                await self._commit()
+                await self._commit(call)
             case _Clear():
                 await self._drop()
                 await self._send("input_audio_buffer.cleared")
@@ -305,7 +311,7 @@ class _Connection:
         self._session = session
         await self._send("session.updated", session=self._described())
 
-    async def _append(self, pcm: bytes) -> None:
+    async def _append(self, pcm: bytes, call: Call) -> None:
         if len(pcm) % 2:
             raise about("audio", f"expected samples of 2 bytes each, got {len(pcm)} bytes")
         if not pcm:
@@ -319,10 +325,10 @@ class _Connection:
         chunks = recording.push(pcm)
         async with self._transcribing(recording):
             for chunk in chunks:
-                await recording.hear(chunk)
+                await recording.hear(chunk, call)
                 await self._tell(recording, await recording.news())
 
-    async def _commit(self) -> None:
+    async def _commit(self, call: Call) -> None:
         recording = self._recording
         if recording is None:
             raise InvalidRequest("nothing has been appended to commit")
@@ -331,7 +337,7 @@ class _Connection:
         )
         self._before = recording.id
         async with self._transcribing(recording):
-            await recording.finish()
+            await recording.finish(call)
             self._recording = None
             await self._tell(recording, await recording.news(final=True))
             await self._send(

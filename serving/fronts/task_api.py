@@ -16,12 +16,22 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from serving.errors import InvalidRequest, RequestError, Unsupported
-from serving.fronts.asgi import JSON, Headers, check_post, describe, error_body, read_body, respond
+from serving.fronts.asgi import (
+    JSON,
+    Headers,
+    call_of,
+    check_post,
+    describe,
+    error_body,
+    read_body,
+    respond,
+)
 from serving.fronts.asking import Asking
 from serving.fronts.checked import checked
 from serving.fronts.restricted import Restrictions
 from serving.server import Server
 from serving.tasks import File, Question, Task
+from serving.types import Call, Front
 
 _TARGET = re.compile(r"/models/([^/]+)")
 
@@ -90,7 +100,8 @@ class TaskRoute:
         media_type = JSON
         try:
             check_post(scope, self._restrictions, "inference")
-            answer = await self._answer(name, dict(scope["headers"]), receive)
+            call = call_of(scope, Front.TASK)
+            answer = await self._answer(call, name, dict(scope["headers"]), receive)
             if isinstance(answer, File):
                 content, media_type = answer.content, answer.media_type.encode()
             else:
@@ -102,27 +113,29 @@ class TaskRoute:
         headers.append((b"content-type", media_type))
         await respond(send, status, [content], headers)
 
-    async def _answer(self, name: str, asked: Mapping[bytes, bytes], receive: Receive) -> object:
+    async def _answer(
+        self, call: Call, name: str, asked: Mapping[bytes, bytes], receive: Receive
+    ) -> object:
         task = self._server.model(name).task
         if task is None:
             raise Unsupported(
                 f"model {name!r} has no task; ask it with POST /v2/models/{name}/infer"
             )
-        received, question = await self._question(name, task, asked, receive)
-        return await self._asking.answer(name, task, question, received)
+        question = await self._question(call, name, task, asked, receive)
+        return await self._asking.answer(name, task, question, call)
 
     async def _question(
-        self, name: str, task: Task, asked: Mapping[bytes, bytes], receive: Receive
-    ) -> tuple[float, Question]:
-        """When it had come, and what it is. Nothing of the body is left."""
+        self, call: Call, name: str, task: Task, asked: Mapping[bytes, bytes], receive: Receive
+    ) -> Question:
+        """What is asked. Nothing of the body is left."""
         try:
             body = await read_body(receive, self._max_body_bytes)
-            received = monotonic()
+            call.received = monotonic()
             content_type = asked.get(b"content-type", b"").decode("latin-1")
             payload, settings = _open_envelope(content_type, body, task)
-            return received, await self._asking.prepare(task, payload, settings)
-        except RequestError:
-            self._server.note_invalid(name)
+            return await self._asking.prepare(task, payload, settings)
+        except RequestError as error:
+            self._server.note_invalid(error, call, name)
             raise
 
 

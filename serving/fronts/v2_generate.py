@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
 from serving.errors import InvalidRequest, Malformed, RequestError, shown
-from serving.fronts.asgi import describe, error_body, read_body
+from serving.fronts.asgi import call_of, describe, error_body, read_body
 from serving.fronts.events import EventStream, event
 from serving.fronts.json_body import field, parse_object
 from serving.fronts.restricted import Restrictions
@@ -24,7 +24,7 @@ from serving.fronts.v2_control import TAG, VERSION, allowed, target
 from serving.fronts.v2_tensors import from_json, to_json
 from serving.model import Model
 from serving.server import Server
-from serving.types import DYNAMIC, Array, InferRequest, InferResponse, TensorSpec
+from serving.types import DYNAMIC, Array, Front, InferRequest, InferResponse, TensorSpec
 
 _NOT_ONE = (
     "generate expects model to produce exactly 1 response, use generate stream for model that"
@@ -45,15 +45,16 @@ def router(
 
     async def parsed(request: Request) -> tuple[Model, InferRequest]:
         name, version = target(request)
+        caller = call_of(request.scope, Front.V2_HTTP)
         try:
             body = await read_body(request.receive, max_body_bytes)
-            received = monotonic()
+            caller.received = monotonic()
             model = server.model(name, version)
             call = parse_generate(model, version, body)
-        except RequestError:
-            server.note_invalid(name, version)
+        except RequestError as error:
+            server.note_invalid(error, caller, name, version)
             raise
-        call.stamps.received = received
+        call.asked_by(caller)
         return model, call
 
     @routes.post("/v2/models/{name}/generate")

@@ -18,7 +18,7 @@ from serving.fronts.v2_call import InferCall, check_wishes, place
 from serving.fronts.v2_grpc_messages import check_version, parse_infer, render_infer
 from serving.model import Model
 from serving.server import Server
-from serving.types import InferResponse
+from serving.types import Call, Front, InferResponse
 
 MAX_IN_FLIGHT = 512
 """Requests of one stream. Many, because a stream that is not read may be holding back the very
@@ -35,9 +35,11 @@ class Inference:
 
     async def infer(self, message: Any, context: Context) -> Any:
         """ModelInfer"""
+        caller = Call(Front.V2_GRPC, monotonic())
+        # The stubs take a class for what is a protocol.
+        context.add_done_callback(lambda _: self.sent(caller))  # type: ignore[arg-type]
         try:
-            received = monotonic()
-            model, call = self.parse(message, received, _deadline(context, received))
+            model, call = self.parse(message, caller, _deadline(context, caller.received))
             return self.render(model, call, await self._server.infer(call.request))
         except Exception as error:
             await abort(context, error)
@@ -49,17 +51,22 @@ class Inference:
         except ExceptionGroup as group:
             await abort(context, group.exceptions[0])
 
-    def parse(self, message: Any, received: float, deadline: float) -> tuple[Model, InferCall]:
+    def sent(self, caller: Call) -> None:
+        """The answer is with gRPC."""
+        caller.sent = monotonic()
+        self._server.sent(caller)
+
+    def parse(self, message: Any, caller: Call, deadline: float) -> tuple[Model, InferCall]:
         """A request as the server takes it, and its model; what keeps it from that is counted."""
         try:
             check_version(message.model_version)
             model = self._server.model(message.model_name, message.model_version)
             call = parse_infer(message, self._server.shared_memory)
             check_wishes(call, model.config.outputs, self._server.shared_memory)
-        except RequestError:
-            self._server.note_invalid(message.model_name, message.model_version)
+        except RequestError as error:
+            self._server.note_invalid(error, caller, message.model_name, message.model_version)
             raise
-        call.request.stamps.received = received
+        call.request.asked_by(caller)
         call.request.deadline = deadline
         return model, call
 
@@ -109,18 +116,17 @@ class _Stream:
                 self._in_flight += 1
                 # Tasks start in the order in which they were made, and nothing is awaited before
                 # a request has its place in the queue, so the order of the stream is kept.
-                before = tasks.create_task(self._serve(message, monotonic(), before))
+                caller = Call(Front.V2_GRPC, monotonic())
+                before = tasks.create_task(self._serve(message, caller, before))
             watch.cancel()
 
-    async def _serve(
-        self, message: Any, received: float, before: asyncio.Task[None] | None
-    ) -> None:
+    async def _serve(self, message: Any, caller: Call, before: asyncio.Task[None] | None) -> None:
         """Answer a request. A single answer waits for those to all requests `before` it.
 
         Callers who give their requests no ids count on that order, which Triton keeps, too.
         """
         try:
-            model, call = self._inference.parse(message, received, self._deadline)
+            model, call = self._inference.parse(message, caller, self._deadline)
             if model.config.decoupled:
                 await self._stream(message, model, call)
                 return
@@ -145,6 +151,7 @@ class _Stream:
             else:
                 await self._send(self._final(message, problem))
         finally:
+            self._inference.sent(caller)
             self._in_flight -= 1
             self._slots.release()
 

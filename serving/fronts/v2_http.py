@@ -15,7 +15,16 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from serving.errors import InvalidRequest, Malformed, RequestError, Unsupported
-from serving.fronts.asgi import JSON, Headers, check_post, describe, error_body, read_body, respond
+from serving.fronts.asgi import (
+    JSON,
+    Headers,
+    call_of,
+    check_post,
+    describe,
+    error_body,
+    read_body,
+    respond,
+)
 from serving.fronts.compression import ENCODINGS, choose, compress, decompress
 from serving.fronts.json_body import as_list, as_object, field, optional, parse_object, required
 from serving.fronts.restricted import Restrictions
@@ -41,7 +50,7 @@ from serving.fronts.v2_tensors import (
 from serving.model import Model
 from serving.server import Server
 from serving.shared_memory import SharedMemory
-from serving.types import InferRequest, InferResponse, Tensors
+from serving.types import Call, Front, InferRequest, InferResponse, Tensors
 
 HEADER_LENGTH = b"inference-header-content-length"
 
@@ -78,7 +87,8 @@ class InferRoute:
         headers: Headers
         try:
             check_post(scope, self._restrictions, "inference")
-            parts, headers = await self._answer(name, version, asked, receive)
+            caller = call_of(scope, Front.V2_HTTP)
+            parts, headers = await self._answer(caller, name, version, asked, receive)
             status = 200
         except Exception as error:
             status, message, headers = describe(error, self._statuses)
@@ -89,11 +99,11 @@ class InferRoute:
         await respond(send, status, parts, headers)
 
     async def _answer(
-        self, name: str, version: str, asked: Mapping[bytes, bytes], receive: Receive
+        self, caller: Call, name: str, version: str, asked: Mapping[bytes, bytes], receive: Receive
     ) -> tuple[list[Buffer], Headers]:
         try:
             body = await read_body(receive, self._max_body_bytes)
-            received = monotonic()
+            caller.received = monotonic()
             if b"content-encoding" in asked:
                 encoding = asked[b"content-encoding"].decode("latin-1")
                 body = await asyncio.to_thread(decompress, encoding, body, self._max_body_bytes)
@@ -101,10 +111,10 @@ class InferRoute:
             call = parse_infer(
                 model, version, body, asked.get(HEADER_LENGTH), self._server.shared_memory
             )
-        except RequestError:
-            self._server.note_invalid(name, version)
+        except RequestError as error:
+            self._server.note_invalid(error, caller, name, version)
             raise
-        call.request.stamps.received = received
+        call.request.asked_by(caller)
         response = await self._server.infer(call.request)
         parts, headers = render_infer(call, model, response, self._server.shared_memory)
         if b"accept-encoding" in asked:

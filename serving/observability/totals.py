@@ -7,35 +7,25 @@ thread, so nothing here takes a lock.
 from __future__ import annotations
 
 import weakref
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
-from math import inf
 from time import monotonic, time, time_ns
 from typing import TYPE_CHECKING
 
-from serving.types import Iteration, Run, Stamps, Work
+from serving.observability.spread import SECONDS, Spread
+from serving.observability.stages import FrontTotals, Outcome
+from serving.types import Front, Iteration, Run, Stamps, Work
 
 if TYPE_CHECKING:
     from serving.model import Model
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+__all__ = ["ModelMetrics", "Outcome", "Spread", "Total"]
+
 _STEP_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
 _FIRST_RESPONSE_MS = (100, 500, 2000, 5000)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _MAX_POSITIONS = 1000
-
-
-class Outcome(StrEnum):
-    """How a request ended. Exactly one is counted for each."""
-
-    ANSWERED = "answered"
-    INVALID = "invalid"
-    REFUSED = "refused"
-    EXPIRED = "expired"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
 
 
 @dataclass(slots=True)
@@ -48,28 +38,6 @@ class Total:
     def add(self, seconds: float) -> None:
         self.count += 1
         self.seconds += seconds
-
-
-class Spread:
-    """How many values were at most each bound, and the sum of all of them."""
-
-    __slots__ = ("_bounds", "_counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]):
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def add(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self.sum += value
-
-    def cumulative(self) -> Iterator[tuple[float, int]]:
-        """Each bound, infinity last, and how many values were not above it."""
-        count = 0
-        for bound, here in zip((*self._bounds, inf), self._counts, strict=True):
-            count += here
-            yield bound, count
 
 
 @dataclass(slots=True)
@@ -102,7 +70,7 @@ class StepTotals:
     """Stepped in each iteration."""
     suspensions: int = 0
     work: Work = field(default_factory=Work)
-    first_event: Spread = field(default_factory=lambda: Spread(_SECONDS))
+    first_event: Spread = field(default_factory=lambda: Spread(SECONDS))
     between_events: Spread = field(default_factory=lambda: Spread(_STEP_SECONDS))
 
 
@@ -113,7 +81,16 @@ class ModelMetrics:
     Stages are of answered requests that the cache had no answer for.
     """
 
-    outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    has_spreads: bool = True
+    """Whether times are sorted into the buckets of histograms, which only Prometheus shows."""
+    fronts: dict[Front, FrontTotals] = field(
+        default_factory=lambda: {front: FrontTotals() for front in Front}
+    )
+    refusals: Counter[str] = field(default_factory=Counter)
+    """Requests that were not served though nothing failed, by reason."""
+    elements: int = 0
+    """Of inputs that are padded: what the requests had, and what was added."""
+    padding: int = 0
     live: Callable[[], Model | None] = lambda: None
     """The model at this moment, for what it alone knows."""
     rows: int = 0
@@ -136,9 +113,7 @@ class ModelMetrics:
     cache_miss: Total = field(default_factory=Total)
     by_rows: dict[int, RunTotals] = field(default_factory=dict)
     by_position: dict[int, ResponseTotals] = field(default_factory=dict)
-    request_spread: Spread = field(default_factory=lambda: Spread(_SECONDS))
-    queue_spread: Spread = field(default_factory=lambda: Spread(_SECONDS))
-    compute_spread: Spread = field(default_factory=lambda: Spread(_SECONDS))
+    request_spread: Spread = field(default_factory=lambda: Spread(SECONDS))
     rows_spread: Spread = field(default_factory=lambda: Spread(_ROWS))
     first_response_ms_spread: Spread = field(default_factory=lambda: Spread(_FIRST_RESPONSE_MS))
     steps: StepTotals | None = None
@@ -146,10 +121,20 @@ class ModelMetrics:
     created: float = field(default_factory=time)
     """Since when this counts, in seconds since 1970."""
 
+    def count(self, outcome: Outcome) -> int:
+        """Requests of all fronts that ended so."""
+        return sum(totals.outcomes[outcome] for totals in self.fronts.values())
+
+    def stage(self, name: str) -> Spread:
+        """The times of one stage, of the requests of all fronts."""
+        return Spread.of(SECONDS, (totals.stages[name] for totals in self.fronts.values()))
+
     def ran(self, run: Run) -> None:
         """The engine completed one run."""
         self.runs += 1
         self.rows += run.rows
+        self.elements += run.elements
+        self.padding += run.padding
         self.rows_spread.add(run.rows)
         totals = self.by_rows.get(run.rows)
         if totals is None:
@@ -186,9 +171,14 @@ class ModelMetrics:
         """For one request to a decoupled model, whose responses it times."""
         return Responses(self, stamps)
 
-    def ended(self, outcome: Outcome, stamps: Stamps) -> None:
-        """A request got its outcome."""
-        self.outcomes[outcome] += 1
+    def ended(
+        self, outcome: Outcome, stamps: Stamps, front: Front = Front.INTERNAL, reason: str = ""
+    ) -> None:
+        """A request got its outcome; `reason` is why it was refused, if it was."""
+        totals = self.fronts[front]
+        totals.outcomes[outcome] += 1
+        if reason:
+            self.refusals[reason] += 1
         if stamps.queued:
             ago_ms = round((monotonic() - stamps.received) * 1e3)
             self.last_inference_ms = max(self.last_inference_ms, time_ns() // 1_000_000 - ago_ms)
@@ -197,20 +187,30 @@ class ModelMetrics:
             return
         request_s = stamps.answered - stamps.received
         self.success.add(request_s)
-        self.request_spread.add(request_s)
+        if self.has_spreads:
+            self.request_spread.add(request_s)
         if stamps.cached:
             self.cache_hit.add(stamps.looked_up - stamps.received)
             return
         if stamps.looked_up:
             self.cache_miss.add(stamps.looked_up - stamps.received)
-        queue_s = stamps.batched - stamps.queued
-        compute_s = stamps.computed - stamps.started
-        self.queue.add(queue_s)
+        self.queue.add(stamps.batched - stamps.queued)
         self.compute_input.add(stamps.started - stamps.batched)
-        self.compute_infer.add(compute_s)
+        self.compute_infer.add(stamps.computed - stamps.started)
         self.compute_output.add(stamps.answered - stamps.computed)
-        self.queue_spread.add(queue_s)
-        self.compute_spread.add(compute_s)
+        if self.has_spreads:
+            totals.computed(stamps)
+
+    def sent(self, stamps: Stamps, front: Front, trace_id: str = "") -> None:
+        """The answer to a request that was counted has left, seen by a trace or not."""
+        if not self.has_spreads:
+            return
+        totals = self.fronts[front]
+        if stamps.sent:
+            totals.sent(stamps)
+        if trace_id:
+            totals.exemplify(stamps, trace_id)
+            self.request_spread.exemplify(stamps.answered - stamps.received, trace_id)
 
 
 class Responses:

@@ -134,6 +134,14 @@ class BatchLayout:
                 )
         return stacked
 
+    def padding(self, parts: Sequence[Tensors], stacked: Tensors) -> tuple[int, int]:
+        """Elements of the padded inputs that requests have, and that `stack` has added."""
+        if not self._pads:
+            return 0, 0
+        padded = [name for name in stacked if name in self._pads]
+        own = sum(part[name].size for part in parts for name in padded)
+        return own, sum(stacked[name].size for name in padded) - own
+
     def split(
         self, outputs: Tensors, inputs: Sequence[Tensors], rows: Sequence[int]
     ) -> list[Tensors]:

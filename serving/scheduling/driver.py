@@ -236,7 +236,9 @@ class Driver(ABC, Generic[E]):
             failure = InferenceFailed(str(error))
             failure.__cause__ = error
             return failure
-        run = Run(sum(e.rows for e in batch), batched, started, computed, monotonic())
+        own, padding = self._layout.padding(inputs, stacked)
+        count = sum(entry.rows for entry in batch)
+        run = Run(count, batched, started, computed, monotonic(), own, padding)
         return _Computed(rows, parts, run)
 
     def _hand_out(self, computed: _Computed[E]) -> None:

@@ -72,6 +72,11 @@ class StepScheduler(Generic[J]):
         return self._iterations.waiting
 
     @property
+    def slots(self) -> int:
+        """Slots that there are."""
+        return self._stepper.capacity.slots
+
+    @property
     def running(self) -> int:
         """Slots that are taken."""
         return self._iterations.running

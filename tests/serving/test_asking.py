@@ -19,7 +19,7 @@ from serving.errors import InferenceFailed, Overloaded
 from serving.fronts.asking import AT_ONCE, Asking
 from serving.server import Server
 from serving.tasks import Question
-from serving.types import InferRequest, InferResponse, Tensors
+from serving.types import Call, Front, InferRequest, InferResponse, Tensors
 
 
 class Slow:
@@ -49,7 +49,7 @@ def question(count: int) -> Question:
 
 
 def outputs(server: Any, count: int) -> AsyncGenerator[Tensors]:
-    return Asking(cast(Server, server)).outputs("m", question(count), monotonic())
+    return Asking(cast(Server, server)).outputs("m", question(count), Call(Front.TASK, monotonic()))
 
 
 @pytest.mark.parametrize("count", [1, 2, AT_ONCE, 30])

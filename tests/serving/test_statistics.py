@@ -184,8 +184,9 @@ def test_a_version_that_is_forgotten_is_shown_no_more() -> None:
     before = len(list(lines(metrics)))
     for number in range(100):
         metrics.model(f"m{number}", "1").ended(Outcome.ANSWERED, answered())
-        metrics.forget(f"m{number}", "1")
-    metrics.forget("nobody", "1")
+        metrics.loaded(f"m{number}", successfully=True)
+        metrics.forget(f"m{number}", ["1"])
+    metrics.forget("nobody", ["1"])
     assert len(list(lines(metrics))) == before
 
 
@@ -204,6 +205,6 @@ def test_a_spread_is_what_prometheus_makes_of_the_same_values(values: list[float
         theirs.observe(value)
         ours.add(value)
     assert ours.sum == registry.get_sample_value("h_sum")
-    for bound, count in ours.cumulative():
+    for bound, count, _ in ours.cumulative():
         le = "+Inf" if bound == float("inf") else str(float(bound))
         assert count == registry.get_sample_value("h_bucket", {"le": le})
