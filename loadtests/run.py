@@ -46,7 +46,6 @@ from loadreport.expectations import Unfit
 from loadreport.floors import GraphFloor, write_fake
 from loadreport.measure import Settings, Target, measure
 from loadreport.models import MODELS, ShippedModel
-from loadreport.page import render
 from loadreport.results import FORMAT, Results, comparable, number
 from machine import machine
 from processes import free_port, slipway, start
@@ -141,6 +140,9 @@ def write(
     results: Results, baseline: dict[str, Any] | None, options: argparse.Namespace
 ) -> list[str]:
     """The page, the numbers, and on the terminal the gist. Returns what is worse."""
+    # Not above: the graph is run in processes that import this file, and need no plots.
+    from loadreport.page import render
+
     numbers = comparable(results)
     rows = None
     says = ""

@@ -7,9 +7,8 @@
 
 Each asks through every front that its model has; --tags picks some: v2_http, v2_grpc, task, openai,
 stream, realtime. Inputs vary, and answers are checked: by what is known to be right or, where that
-is not known, by what the same input was answered before the first measured call with it. Of streamed
-answers, the time to the first event and the pauses
-between events have rows of their own.
+is not known, by what the same input was answered before the first measured call with it. Of
+streamed answers, the time to the first event and the pauses between events have rows of their own.
 
 Users wait for their answers: this is a closed loop. `loadtests/run.py` has the open one.
 """

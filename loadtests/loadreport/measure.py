@@ -24,9 +24,9 @@ from loadreport.transports import OK, Grpc, Http, Reply, Transport
 KEEPS_UP = 0.95
 """The share of the offered rate that answers must come at."""
 BELOW_KNEE = 0.7
-_FIRST, _FACTOR = 0.3, 1.25
+_FIRST, _FACTOR = 0.3, 1.4
 """Of the best closed loop: where the ramp begins; and by which each step is higher."""
-_MOST_STEPS, _HALVINGS, _TRIES = 14, 2, 2
+_MOST_STEPS, _HALVINGS, _TRIES = 12, 3, 2
 _FEWEST = 20
 """Requests of a step, however slow."""
 
@@ -139,7 +139,9 @@ async def _measure(
             for clients in settings.clients
         ]
         floors: dict[str, Floor] = {}
-        with tqdm(total=settings.rounds * len(closed), desc="closed loop", leave=False) as bar:
+        with tqdm(
+            total=settings.rounds * len(closed), desc="closed loop", leave=False, disable=None
+        ) as bar:
             for _ in range(settings.rounds):
                 for summary in closed:
                     await bench.add(summary, settings.duration_s)
@@ -156,7 +158,7 @@ async def _measure(
         rate = settings.open_rate_per_s or BELOW_KNEE * knee.rate_per_s
         if rate:
             summary = Summary(Scenario("open loop", "open", 0, rate))
-            for _ in tqdm(range(settings.rounds), "open loop", leave=False):
+            for _ in tqdm(range(settings.rounds), "open loop", leave=False, disable=None):
                 await bench.add(summary, settings.duration_s)
             opened = summary.scenario
         scenarios = [summary.scenario for summary in closed]
@@ -229,7 +231,7 @@ async def _ramp(bench: _Bench, peak: float, settings: Settings) -> tuple[list[Sc
                 return True
         return False
 
-    with tqdm(desc="ramp", leave=False) as bar:
+    with tqdm(desc="ramp", leave=False, disable=None) as bar:
         low, high = 0.0, 0.0
         rate = _FIRST * peak
         for _ in range(_MOST_STEPS):

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 from PIL import Image
-from sklearn.datasets import load_digits
 from texts import Writer
 
 from loadreport import ROOT
@@ -40,8 +39,11 @@ class Sample:
     truth: str | None = None
 
 
-def digits(number: int = 256) -> list[Sample]:
+def digits(number: int = 128) -> list[Sample]:
     """Handwritten digits, some fainter than others, with a little noise."""
+    # It takes a second to import, which users of other models need not wait for.
+    from sklearn.datasets import load_digits
+
     random = np.random.default_rng(SEED)
     pictures, labels = load_digits(return_X_y=True)
     samples = []

@@ -10,7 +10,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 STAGES = ("parse", "queue", "gather", "compute", "scatter", "send")
 _HISTOGRAM = "slipway_stage_duration_seconds"
-_OLDER = {"slipway_queue_duration_seconds": "queue", "slipway_compute_duration_seconds": "compute"}
 _BATCH = "slipway_batch_rows"
 _STEP = "slipway_step_rows"
 _CPU = "process_cpu_seconds_total"
@@ -94,8 +93,6 @@ class Scrape:
         """Add a sample to its histogram; of all versions and fronts together."""
         if family == _HISTOGRAM:
             key = labels["stage"]
-        elif family in _OLDER:
-            key = _OLDER[family]
         elif family in (_BATCH, _STEP):
             key = family
         else:
