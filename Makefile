@@ -52,7 +52,8 @@ format: .venv/develop
 	$(INSTALL) '.[cpu,loadtest]'
 	@touch $@
 
-.venv/develop: .venv/bin/pip pyproject.toml constraints.txt
+.venv/develop: .venv/bin/pip pyproject.toml constraints.txt scripts/chromium
 	@echo "Installing everything, torch included, into .venv ..."
 	$(INSTALL) '.[cpu,train,dev]'
+	scripts/chromium
 	@touch $@

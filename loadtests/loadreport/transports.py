@@ -15,7 +15,7 @@ from loadreport.calls import Answer, Call
 
 LOST = load.LOST
 OK = 200
-MAX_IN_FLIGHT = 1024
+MAX_IN_FLIGHT = 256
 """Connections, or calls of gRPC. Further calls wait in the client, and their clocks run."""
 _CHANNELS = 4
 _ASK_S = 60.0
