@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import psutil
 import uvloop
 from tqdm import tqdm
 
@@ -87,6 +88,7 @@ class _Bench:
         """One more round of a scenario."""
         scenario = summary.scenario
         before = Scrape(self._url, self._model)
+        psutil.cpu_percent()
         if scenario.kind == "closed":
             load = await self.closed(scenario.clients, seconds)
         else:
@@ -94,10 +96,11 @@ class _Bench:
             load = await open_loop(
                 self._transport, self._number, scenario.rate_per_s, seconds, self._next
             )
+        machine_cores = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
         self._next += len(load.made)
         served = Scrape(self._url, self._model).since(before)
         self.work_per_request = served.work_per_request
-        found = summary.add(load, served, self._expectations)
+        found = summary.add(load, served, machine_cores, self._expectations)
         if scenario.kind == "closed" and found.failed == found.requests:
             raise Unfit(f"{scenario.name}: nothing was answered rightly; {found.problems}")
         return found

@@ -86,9 +86,7 @@ def _tiles(results: Results) -> list[_Tile]:
     tiles.append(_Tile(number(rate), "requests/s", f"best closed loop: {best.name[8:]}"))
     if "graph" in results.floors:
         graph = next(value for name, value, _ in plots.rates(results) if name == "graph alone")
-        tiles.append(
-            _Tile(f"{100 * rate / graph:.0f}", "%", "of the rate of the graph alone, in that loop")
-        )
+        tiles.append(_Tile(f"{100 * rate / graph:.0f}", "%", "of what the graph alone does"))
     return tiles
 
 

@@ -72,6 +72,8 @@ class Round:
     between the events of each."""
     client_cores: float
     server_cores: float
+    machine_cores: float
+    """Of the client's machine, busy with anything at all."""
     served: Served
     problems: dict[str, int]
     """How often what went wrong; the most frequent ones."""
@@ -154,7 +156,9 @@ class Summary:
         self._latencies: list[float] = []
         self._from_sent: list[float] = []
 
-    def add(self, load: Load, served: Served, expectations: Expectations) -> Round:
+    def add(
+        self, load: Load, served: Served, machine_cores: float, expectations: Expectations
+    ) -> Round:
         right, problems = _judge(load.made, expectations)
         due = [1000 * (each.reply.ended - each.intended) for each in right]
         sent = [1000 * (each.reply.ended - each.reply.sent) for each in right]
@@ -171,6 +175,7 @@ class Summary:
             between_events=_between_events(right),
             client_cores=load.client_cpu_s / seconds,
             server_cores=served.cpu_s / seconds,
+            machine_cores=machine_cores,
             served=served,
             problems=dict(problems.most_common(5)),
         )
