@@ -8,7 +8,7 @@ It warms the server up and then measures, in this order:
   closed loop  clients that wait for their answer before they ask again, in several numbers. Tells
                how much the server can do. Hides what waiting clients would have met.
   floors       the graph alone in ONNX Runtime at its best batch; the server with an engine that
-               only echoes. Between the rounds of the closed loop; only with a server of its own.
+               computes nothing. Only with a server of its own, between the closed loop's rounds.
   ramp         open loop at higher and higher rates, up to the knee: the most that is answered
                within --p99-bound-ms.
   open loop    requests at even times at 70 % of the knee, whether or not there are answers.

@@ -8,6 +8,7 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ CLOSE = 2
 
 _DATATYPES = {"uint8": "UINT8", "float32": "FP32", "object": "BYTES"}
 _BOUNDARY = "slipway-loadtest"
+_NOTHING: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,24 @@ def calls(model: ShippedModel, front: Front, samples: Sequence[Sample]) -> list[
     return [_call(model, front, sample) for sample in samples]
 
 
-def tensor_call(model: ShippedModel, sample: Sample) -> Call:
-    """One tensor in, in protocol v2 over HTTP, for a model of any kind of that name."""
-    raw = _raw(sample.tensor)
+def tensor_call(
+    model: ShippedModel, sample: Sample, beside: Mapping[str, npt.NDArray[Any]] = _NOTHING
+) -> Call:
+    """In protocol v2 over HTTP, for a model of any kind of that name. `beside` goes before it."""
+    tensors = {**beside, model.input: sample.tensor}
+    raw = [_raw(tensor) for tensor in tensors.values()]
     header = json.dumps(
         {
-            "inputs": [_described(model, sample) | {"parameters": {"binary_data_size": len(raw)}}],
+            "inputs": [
+                _described(name, tensor) | {"parameters": {"binary_data_size": len(binary)}}
+                for (name, tensor), binary in zip(tensors.items(), raw, strict=True)
+            ],
             "outputs": [{"name": model.output, "parameters": {"binary_data": True}}],
             "parameters": dict(sample.parameters),
         }
     ).encode()
     headers = {LENGTH_HEADER: str(len(header))}
-    return Call(f"/v2/models/{model.name}/infer", headers, header + raw, sample.truth)
+    return Call(f"/v2/models/{model.name}/infer", headers, header + b"".join(raw), sample.truth)
 
 
 def _call(model: ShippedModel, front: Front, sample: Sample) -> Call:
@@ -88,7 +96,7 @@ def _call(model: ShippedModel, front: Front, sample: Sample) -> Call:
 
 
 def _message(model: ShippedModel, sample: Sample) -> bytes:
-    described = _described(model, sample)
+    described = _described(model.input, sample.tensor)
     message = service_pb2.ModelInferRequest(model_name=model.name)
     message.inputs.add(**described)
     message.raw_input_contents.append(_raw(sample.tensor))
@@ -112,9 +120,8 @@ def _openai(model: ShippedModel, sample: Sample) -> Call:
     return Call("/v1/audio/transcriptions", headers, body, sample.truth)
 
 
-def _described(model: ShippedModel, sample: Sample) -> dict[str, Any]:
-    datatype = _DATATYPES[sample.tensor.dtype.name]
-    return {"name": model.input, "datatype": datatype, "shape": list(sample.tensor.shape)}
+def _described(name: str, tensor: npt.NDArray[Any]) -> dict[str, Any]:
+    return {"name": name, "datatype": _DATATYPES[tensor.dtype.name], "shape": list(tensor.shape)}
 
 
 def _raw(tensor: npt.NDArray[Any]) -> bytes:

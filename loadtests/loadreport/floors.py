@@ -31,6 +31,7 @@ from serving.repository import ModelVersion, Repositories
 
 _SEARCH_S = 0.3
 _BATCHES = (1, 4, 16, 64)
+_ECHO = "echo"
 _SAMPLES_OF_A_CHUNK = 1920
 
 Feed = dict[str, npt.NDArray[Any]]
@@ -89,20 +90,25 @@ class GraphFloor:
 
 
 def write_fake(repository: Path, model: ShippedModel, destination: Path) -> None:
-    """A repository with a model of the same name and input, which echoes it without computing."""
+    """A repository with a model of the same name and input, which computes nothing.
+
+    It answers with a number that stands beside the input, for answers are small, and some inputs
+    are not.
+    """
     config = _version(repository, model.name).config
     [input] = [spec for spec in config.inputs if spec.name == model.input]
-    [output] = [spec for spec in config.outputs if spec.name == model.output]
     # The shipped models batch, so the first axis counts rows.
     dims = f"dims: {json.dumps(list(input.shape[1:]))}"
+    ragged = "allow_ragged_batch: true " if model.input in config.ragged else ""
     directory = destination / model.name
     (directory / "1").mkdir(parents=True)
     (directory / "config.pbtxt").write_text(
         f"""name: "{model.name}"
 backend: "fake"
 max_batch_size: {config.max_batch_size}
-input {{ name: "{input.name}" data_type: {_datatype(input.datatype)} {dims} }}
-output {{ name: "{output.name}" data_type: {_datatype(output.datatype)} {dims} }}
+input {{ name: "{_ECHO}" data_type: TYPE_FP32 dims: [ 1 ] }}
+input {{ name: "{input.name}" data_type: {_datatype(input.datatype)} {dims} {ragged}}}
+output {{ name: "{model.output}" data_type: TYPE_FP32 dims: [ 1 ] }}
 dynamic_batching {{ }}
 """
     )
@@ -117,7 +123,8 @@ def fake_calls(model: ShippedModel, samples: Sequence[Sample]) -> list[Call]:
         samples = [
             replace(sample, tensor=sample.tensor[:, :_SAMPLES_OF_A_CHUNK]) for sample in samples
         ]
-    return [tensor_call(model, sample) for sample in samples]
+    beside = np.ones((1, 1), np.float32)
+    return [tensor_call(model, sample, {_ECHO: beside}) for sample in samples]
 
 
 def _datatype(name: str) -> str:

@@ -101,6 +101,8 @@ class _Bench:
         served = Scrape(self._url, self._model).since(before)
         self.work_per_request = served.work_per_request
         found = summary.add(load, served, machine_cores, self._expectations)
+        if not found.requests:
+            raise Unfit(f"{scenario.name}: no answer in {seconds:g} s; give a longer --duration")
         if scenario.kind == "closed" and found.failed == found.requests:
             raise Unfit(f"{scenario.name}: nothing was answered rightly; {found.problems}")
         return found
@@ -213,7 +215,7 @@ async def _add_fake(
     if answered < len(load.made):
         raise Unfit(f"the fake engine answered {answered} of {len(load.made)} requests")
     rate = answered / (load.ended - load.started)
-    way = f"the gateway with an engine that only echoes, v2 over HTTP, {_closed_name(clients)}"
+    way = f"the gateway with an engine that computes nothing, v2 over HTTP, {_closed_name(clients)}"
     rounds = [*floors["fake"].rounds, rate] if "fake" in floors else [rate]
     floors["fake"] = Floor(way, rounds)
 
