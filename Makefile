@@ -21,7 +21,7 @@ serve: .venv/serve
 	$(BIN)/slipway serve --model-repository model_repo
 
 # Threads that spin while they wait starve one another when the cores are busy with other work.
-test: .venv/develop
+test: .venv/develop .venv/browser
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest
 
 # ARGS are options of loadtests/run.py, such as ARGS='--front v2_grpc --baseline earlier.json'.
@@ -52,8 +52,11 @@ format: .venv/develop
 	$(INSTALL) '.[cpu,loadtest]'
 	@touch $@
 
-.venv/develop: .venv/bin/pip pyproject.toml constraints.txt scripts/chromium
+.venv/develop: .venv/bin/pip pyproject.toml constraints.txt
 	@echo "Installing everything, torch included, into .venv ..."
 	$(INSTALL) '.[cpu,train,dev]'
+	@touch $@
+
+.venv/browser: .venv/bin/pip scripts/chromium
 	scripts/chromium
 	@touch $@

@@ -163,6 +163,10 @@ def _one_graph(
         for _ in range((os.cpu_count() or 1) // threads)
     ]
     feeds, requests = _feeds(version, sessions[0], samples, batch)
+    for session in sessions:
+        # The first run with a shape is slow: memory is set aside for it.
+        for feed in feeds:
+            session.run(None, feed)
     done = [0.0] * len(sessions)
     deadline = time.perf_counter() + seconds
 
