@@ -171,7 +171,7 @@ def test_loads_are_answered_and_counted_on_both_sides(report: Report) -> None:
             served = each["served"]["stages"]["queue"]["count"] - each["requests"]
             assert 0 <= served <= load["clients"]
             assert each["latency"]["mean"] > each["served"]["stages"]["compute"]["mean_ms"]
-    assert found["open"]["rate_per_s"] == pytest.approx(0.7 * found["knee"]["rate_per_s"], rel=1e-4)
+    assert found["open"]["rate_per_s"] == pytest.approx(0.7 * found["knee"]["rate_per_s"])
     assert found["open"]["rounds"][0]["requests"] == pytest.approx(
         found["open"]["rate_per_s"] * 0.4, abs=1
     )
