@@ -141,7 +141,8 @@ def _best(repository: Path, name: str, samples: Sequence[Sample]) -> tuple[int, 
     most = max(1, _version(repository, name).config.max_batch_size)
     batches = [batch for batch in _BATCHES if batch <= most]
     ways = [(batch, threads) for batch in batches for threads in {1, os.cpu_count() or 1}]
-    return max(ways, key=lambda way: _one_graph(repository, name, samples, way, _SEARCH_S))
+    # Twice, for others may have had the cores meanwhile.
+    return max(ways * 2, key=lambda way: _one_graph(repository, name, samples, way, _SEARCH_S))
 
 
 def _one_graph(
