@@ -12,7 +12,7 @@ import asyncio
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from loadreport.calls import Answer
 from loadreport.transports import LOST, Reply, Transport
@@ -39,7 +39,9 @@ class Load:
     started: float
     ended: float
     client_cpu_s: float
-    made: list[Made] = field(default_factory=list)
+    made: list[Made]
+    unfinished: int = 0
+    """Calls that were answered after the end, and are not counted otherwise."""
 
 
 async def alone(transport: Transport, calls: int) -> list[Reply]:
@@ -72,7 +74,8 @@ async def closed_loop(
     cpu_s = time.process_time() - cpu_s
     # Those in flight are waited for, so that the next load finds the server idle.
     await asyncio.gather(*tasks)
-    return Load(started, until, cpu_s, [each for each in made if each.reply.ended <= until])
+    counted = [each for each in made if each.reply.ended <= until]
+    return Load(started, until, cpu_s, counted, len(made) - len(counted))
 
 
 async def open_loop(

@@ -174,7 +174,7 @@ def where_it_went(scenario: Scenario) -> dict[str, float]:
     """
     ordered = sorted(scenario.rounds, key=lambda each: each.latency.mean)
     found = ordered[len(ordered) // 2]
-    answered = max(1, found.requests - found.failed)
+    answered = max(1, found.requests + found.unfinished - found.failed)
     spent = {
         # A recording, say, is several requests to the model.
         name: stage.mean_ms * stage.count / answered

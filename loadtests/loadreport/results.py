@@ -58,6 +58,8 @@ class Round:
 
     seconds: float
     requests: int
+    unfinished: int
+    """More requests, which were answered after the clock had stopped."""
     failed: int
     """Refused, lost, or answered wrongly."""
     answered_per_s: float
@@ -166,6 +168,7 @@ class Summary:
         found = Round(
             seconds=seconds,
             requests=len(load.made),
+            unfinished=load.unfinished,
             failed=len(load.made) - len(right),
             answered_per_s=self._rate(right, seconds),
             latency=Spread.of(due),
