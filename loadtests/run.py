@@ -197,6 +197,7 @@ def running(url: str, grpc_port: int, model: ShippedModel) -> Target:
         with urllib.request.urlopen(f"{url}/v2/models/{model.name}/ready", timeout=10):
             pass
     except urllib.error.HTTPError as error:
+        error.close()
         raise Mistake(
             f"--url {url}: the server does not serve {model.name} (status {error.code})"
         ) from None

@@ -29,7 +29,8 @@ from loadreport.pools import Sample
 from serving.diffusion.settings import UNET_FILE
 from serving.repository import ModelVersion, Repositories
 
-_SEARCH_S = 0.3
+_SEARCH_SHARE = 0.1
+"""Of the time of a measurement, that each way is tried for, to find the best."""
 _BATCHES = (1, 4, 16, 64)
 _ECHO = "echo"
 _SAMPLES_OF_A_CHUNK = 1920
@@ -53,7 +54,7 @@ class GraphFloor:
     ):
         self._given = (repository, model.name, list(samples))
         self._kind = model.kind
-        self._seconds = seconds
+        self._seconds, self._search_s = seconds, _SEARCH_SHARE * seconds
         self._best: tuple[int, int] | None = None
         self._drawing: drawing_floor.Way | None = None
         self.floor = Floor("", [])
@@ -71,7 +72,7 @@ class GraphFloor:
         if self._kind == "picture":
             rows = work_per_request or 1
             if self._drawing is None:
-                found = alone(drawing_floor.search, repository, name, _SEARCH_S)
+                found = alone(drawing_floor.search, repository, name, self._search_s)
                 self._drawing, _ = max(found, key=lambda pair: pair[1])
             drawing = self._drawing
             rate = alone(drawing_floor.measure, repository, name, drawing, self._seconds)
@@ -79,7 +80,7 @@ class GraphFloor:
             self._add(f"{UNET_FILE} alone {batches}, {rows:.0f} rows a picture", rate / rows)
             return
         if self._best is None:
-            self._best = alone(_best, *self._given)
+            self._best = alone(_best, *self._given, self._search_s)
         batch, threads = self._best
         rate = alone(_one_graph, *self._given, self._best, self._seconds)
         layout = "a thread for each core" if threads == 1 else "all cores for one run"
@@ -136,13 +137,15 @@ def _version(repository: Path, name: str) -> ModelVersion:
     return version
 
 
-def _best(repository: Path, name: str, samples: Sequence[Sample]) -> tuple[int, int]:
+def _best(
+    repository: Path, name: str, samples: Sequence[Sample], seconds: float
+) -> tuple[int, int]:
     """Rows of a batch and threads of a run, by trying."""
     most = max(1, _version(repository, name).config.max_batch_size)
     batches = [batch for batch in _BATCHES if batch <= most]
     ways = [(batch, threads) for batch in batches for threads in {1, os.cpu_count() or 1}]
     # Twice, for others may have had the cores meanwhile.
-    return max(ways * 2, key=lambda way: _one_graph(repository, name, samples, way, _SEARCH_S))
+    return max(ways * 2, key=lambda way: _one_graph(repository, name, samples, way, seconds))
 
 
 def _one_graph(
