@@ -20,8 +20,10 @@ import pytest
 import run as command
 from loadreport.calls import calls
 from loadreport.compare import compare
-from loadreport.loops import Load, closed_loop, open_loop
-from loadreport.models import MODELS
+from loadreport.expectations import Expectations
+from loadreport.loops import Load, alone, closed_loop, open_loop
+from loadreport.measure import Target
+from loadreport.models import MODELS, Front
 from loadreport.results import number
 from loadreport.transports import OK, Http
 from playwright.sync_api import sync_playwright
@@ -120,6 +122,32 @@ async def test_an_open_loop_keeps_its_schedule(prompt: RunningServer) -> None:
     assert [each.call for each in ordered] == [(100 + at) % len(made) for at in range(200)]
     assert all(each.reply.sent >= each.intended for each in ordered)
     assert np.median([each.reply.sent - each.intended for each in ordered]) < 0.01
+
+
+async def test_calls_go_by_grpc_and_streams_tell_when_events_come(shipped: RunningServer) -> None:
+    target = Target(f"http://{shipped.http}", shipped.grpc)
+    ways: tuple[tuple[str, Front, int], ...] = (
+        ("digits", "v2_grpc", 0),
+        ("translator", "stream", 2),
+    )
+    for name, front, least_events in ways:
+        model = MODELS[name]
+        made = calls(model, front, model.samples()[:8])
+        transport = target.transport(front, made)
+        try:
+            known = [reply.answer for reply in await alone(transport, len(made))]
+            expectations = Expectations.learn(model, front, made, known)
+            load = await open_loop(transport, len(made), 20, 0.8)
+        finally:
+            await transport.close()
+        assert len(load.made) == 16
+        for each in load.made:
+            assert expectations.problem(each.call, each.reply.answer) is None
+            times = [each.reply.sent, *each.reply.events, each.reply.ended]
+            assert len(times) >= 2 + least_events
+            assert times == sorted(times)
+        # An answer to another call is not what is expected.
+        assert expectations.problem(0, known[1]) is not None
 
 
 # --- The report of a whole run
