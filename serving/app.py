@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
@@ -36,13 +37,17 @@ from serving.model import Model
 from serving.observability.logging import LogSettings
 from serving.observability.metrics import Metrics, MetricsConfig
 from serving.observability.totals import ModelMetrics
-from serving.observability.tracing import Tracer, parse_trace_config
+from serving.observability.trace_settings import TraceSettings, parse_trace_config
+from serving.observability.tracing import Tracer
 from serving.repository import ModelVersion, Repositories
 from serving.scheduling.ensemble import check_members
 from serving.scheduling.meter import LateMeter
 from serving.server import Server
 from serving.settings import Settings
 from serving.shared_memory import SharedMemory
+
+if TYPE_CHECKING:
+    from serving.observability.spans import SpanTracer
 
 SWITCH_S = 0.0005
 """An engine's thread that comes back from computing waits so long, at most, for the event loop to
@@ -112,7 +117,8 @@ def build_server(settings: Settings) -> Server:
                 yield model.name, model.version, model.state
 
     surroundings = Surroundings(cache, lambda request: server.infer(request), find_config)
-    tracer = Tracer(parse_trace_config(settings.trace))
+    trace_settings = parse_trace_config(settings.trace)
+    tracer = Tracer(trace_settings)
     catalog = Catalog(
         Repositories(settings.model_repositories),
         build=build,
@@ -134,6 +140,7 @@ def build_server(settings: Settings) -> Server:
             enabled=settings.allow_client_shm, limit_bytes=settings.max_input_bytes
         ),
         tracer=tracer,
+        spans=_span_tracer(trace_settings),
         log_settings=log_settings,
     )
     return server
@@ -151,6 +158,20 @@ async def _serve(settings: Settings) -> bool:
     await starting
     await stop
     return await app.shutdown()
+
+
+def _span_tracer(settings: TraceSettings) -> SpanTracer | None:
+    """For the mode opentelemetry. Raises `OperatorError` if what it needs is not installed."""
+    if settings.export is None:
+        return None
+    try:
+        from serving.observability.spans import SpanTracer
+    except ModuleNotFoundError as error:
+        raise OperatorError(
+            "--trace-config mode=opentelemetry needs the extra tracing:"
+            " pip install 'slipway[tracing]'"
+        ) from error
+    return SpanTracer(settings, settings.export)
 
 
 class _App:

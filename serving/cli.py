@@ -186,13 +186,23 @@ REPEATED: Any = {"multiple": True, "show_default": False}
     "--trace-config",
     "trace",
     metavar="MODE,NAME=VALUE",
-    help="triton,file=PATH or level=TIMESTAMPS, rate=N, count=N, log_frequency=N. Repeatable.",
+    help="What is traced: level=TIMESTAMPS, rate=N, count=N. Where to: triton,file=PATH and"
+    " log_frequency=N; or mode=opentelemetry, which needs the extra tracing, with"
+    " opentelemetry,url=URL (an OTLP collector's, http://localhost:4318/v1/traces by default),"
+    " opentelemetry,resource=KEY=VALUE, opentelemetry,bsp_max_queue_size=N, bsp_schedule_delay=MS"
+    " and bsp_max_export_batch_size=N. A call whose traceparent is sampled is traced whatever the"
+    " rate; rate=0 traces no others. Repeatable.",
     **REPEATED,
 )
 @click.option("--log-info", type=FLAG, default=True, help="Log what happens.")
 @click.option("--log-warning", type=FLAG, default=True, help="Log what looks wrong.")
 @click.option("--log-error", type=FLAG, default=True, help="Log what went wrong.")
-@click.option("--log-verbose", type=click.IntRange(0, 2**32 - 1), default=0, help="1 logs details.")
+@click.option(
+    "--log-verbose",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    help="1 logs a line for each request.",
+)
 @click.option(
     "--log-format",
     type=click.Choice(["default", "ISO8601"]),

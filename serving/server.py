@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
-from functools import partial
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import structlog
 
+from serving.calls import Call
 from serving.catalog import Catalog, Loaded, ModelState
 from serving.control import ModelControl
 from serving.errors import (
@@ -29,7 +30,11 @@ from serving.observability.request_log import log_request
 from serving.observability.totals import ModelMetrics, Outcome
 from serving.observability.tracing import Tracer
 from serving.shared_memory import SharedMemory
-from serving.types import Call, InferRequest, InferResponse, Stamps
+from serving.types import InferRequest, InferResponse, Stamps
+
+if TYPE_CHECKING:
+    # Needs an extra.
+    from serving.observability.spans import SpanTracer
 
 EXTENSIONS = (
     "classification",
@@ -72,6 +77,11 @@ _REASONS = {
 """Why a request was not served though nothing failed, by the code of its error."""
 
 
+_Ended = tuple[InferRequest, str, Outcome, str, ModelMetrics | None]
+"""A request that has its outcome: the version that it was for, why it was refused, and, if a model
+had it, that one's totals."""
+
+
 class Server:
     """The same data plane under every front.
 
@@ -89,6 +99,7 @@ class Server:
         strict_readiness: bool = True,
         shared_memory: SharedMemory,
         tracer: Tracer,
+        spans: SpanTracer | None = None,
         log_settings: LogSettings,
     ):
         self.name = name
@@ -97,6 +108,7 @@ class Server:
         self.metrics = metrics
         self.shared_memory = shared_memory
         self.tracer = tracer
+        self._spans = spans
         self.log_settings = log_settings
         self.draining = False
         self._strict_readiness = strict_readiness
@@ -168,12 +180,14 @@ class Server:
             if not model.config.decoupled:
                 yield await model.infer(request, model.rows(request))
                 return
-            timing = loaded.metrics.responses(request.stamps)
+            timing, trace = loaded.metrics.responses(request.stamps), request.trace
             outcome = Outcome.ANSWERED
             try:
                 async with aclosing(model.stream(request, model.rows(request))) as responses:
                     async for response in responses:
                         timing.came()
+                        if trace is not None:
+                            trace.came(monotonic())
                         yield response
                         timing.asked()
             except BaseException as error:
@@ -184,18 +198,26 @@ class Server:
 
     def note_invalid(self, error: RequestError, call: Call, name: str, version: str = "") -> None:
         """Count a request for which a front found no form that could be inferred."""
+        stamps = Stamps(received=call.received or monotonic())
+        request = InferRequest(name, {}, stamps=stamps, call=call)
+        if self._spans is not None:
+            self._spans.begin(request)
         try:
             loaded = self._catalog.find(name, version)
         except NotFound:
-            self.metrics.unresolved += 1
+            self._not_found(request)
         else:
-            loaded.metrics.ended(Outcome.INVALID, Stamps(), call.front, self._reason(error))
+            reason = self._reason(error)
+            loaded.metrics.ended(Outcome.INVALID, stamps, call.front, reason)
+            self._ended((request, loaded.model.version, Outcome.INVALID, reason, None))
 
     def sent(self, call: Call) -> None:
         """A front is done with a call: its answer is sent, or nobody is there to take it."""
         if call.unsent is not None:
-            call.unsent()
+            self._tell(*call.unsent)
             call.unsent = None
+        if self._spans is not None:
+            self._spans.ended(call)
 
     async def drain(self, grace_s: float) -> None:
         """Turn not ready, and wait until what is in flight now has its outcome."""
@@ -215,6 +237,8 @@ class Server:
         await self.control.stop()
         await self._catalog.close()
         await self.tracer.close()
+        if self._spans is not None:
+            await self._spans.close()
         self.shared_memory.close()
 
     @contextmanager
@@ -223,12 +247,14 @@ class Server:
         stamps = request.stamps
         stamps.received = stamps.received or monotonic()
         in_flight = asyncio.get_running_loop().create_future()
+        if self._spans is not None:
+            self._spans.begin(request)
         try:
             found = self._catalog.find_for(
                 request.model_name, request.model_version, request.sequence
             )
         except NotFound:
-            self.metrics.unresolved += 1
+            self._not_found(request)
             raise
         with found.lease() as loaded:
             self._in_flight.add(in_flight)
@@ -248,25 +274,42 @@ class Server:
                 self.metrics.in_flight -= 1
                 in_flight.set_result(None)
                 loaded.metrics.ended(outcome, stamps, request.front, reason)
-                self._ended(request, loaded, outcome)
+                version = loaded.model.version
+                self._ended((request, version, outcome, reason, loaded.metrics))
 
-    def _ended(self, request: InferRequest, loaded: Loaded, outcome: Outcome) -> None:
+    def _not_found(self, request: InferRequest) -> None:
+        self.metrics.unresolved += 1
+        self._ended((request, "", Outcome.INVALID, _REASONS[NotFound.code], None))
+
+    def _ended(self, ended: _Ended) -> None:
         """Tell of a request when its answer is sent; now, if the call goes on without it."""
-        call = request.call
+        call = ended[0].call
         if call is None:
-            self._tell(request, loaded, outcome)
+            self._tell(*ended)
             return
-        self.sent(call)
-        call.unsent = partial(self._tell, request, loaded, outcome)
+        if call.unsent is not None:
+            self._tell(*call.unsent)
+        call.unsent = ended
 
-    def _tell(self, request: InferRequest, loaded: Loaded, outcome: Outcome) -> None:
-        stamps = request.stamps
+    def _tell(
+        self,
+        request: InferRequest,
+        version: str,
+        outcome: Outcome,
+        reason: str,
+        metrics: ModelMetrics | None,
+    ) -> None:
         if request.call is not None:
-            stamps.sent = request.call.sent
-        if outcome is Outcome.ANSWERED:
-            loaded.metrics.sent(stamps, request.front)
-        self.tracer.record(request, loaded.model.version)
-        log_request(request, loaded.model.version, outcome)
+            request.stamps.sent = request.call.sent
+        if metrics is not None and outcome is Outcome.ANSWERED:
+            trace = request.trace
+            trace_id = f"{trace.trace_id:032x}" if trace is not None else ""
+            metrics.sent(request.stamps, request.front, trace_id)
+        if self._spans is not None:
+            self._spans.record(request, version, outcome, reason)
+        elif metrics is not None:
+            self.tracer.record(request, version)
+        log_request(request, version, outcome)
 
     def _reason(self, error: BaseException) -> str:
         """Why a request is refused; empty if it is not."""

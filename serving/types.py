@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from math import inf
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+
+from serving.calls import Call, Front, Trace
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
@@ -128,31 +129,6 @@ class SequenceStep:
     end: bool = False
 
 
-class Front(StrEnum):
-    """The ways by which a request comes in."""
-
-    V2_HTTP = "v2_http"
-    V2_GRPC = "v2_grpc"
-    TASK = "task"
-    OPENAI = "openai"
-    REALTIME = "realtime"
-    INTERNAL = "internal"
-    """From within, such as an ensemble's to its members."""
-
-
-@dataclass(slots=True)
-class Call:
-    """What a caller asked of a front, for which it asks models once or several times."""
-
-    front: Front
-    received: float = 0.0
-    """When all of it was there, in seconds of the monotonic clock."""
-    sent: float = 0.0
-    """When the whole answer was handed to the transport; 0 is "not"."""
-    unsent: Callable[[], None] | None = None
-    """For the server, to be called when the answer is sent or never will be."""
-
-
 @dataclass(slots=True)
 class InferRequest:
     """One call for a prediction, whatever protocol it came by.
@@ -177,11 +153,15 @@ class InferRequest:
     stamps: Stamps = field(default_factory=Stamps)
     call: Call | None = None
     """What it is asked for; None if the server itself asks."""
+    trace: Trace | None = None
+    """What is noted of it; None if it is not traced."""
 
     def asked_by(self, call: Call) -> None:
         """Say that this is the first request that is made for a call."""
         self.call = call
         self.stamps.received = call.received
+        if self.id:
+            call.identify(self.id)
 
     @property
     def front(self) -> Front:

@@ -13,17 +13,17 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-Wire = Literal["task", "v2", "recording", "waveform", "picture", "pixels"]
+Wire = Literal["task", "v2", "recording", "waveform", "picture", "pixels", "numbers"]
 """For texts, `POST /models/NAME` with JSON, as all servers here understand it, or protocol v2,
 binary. For recordings, `POST /models/NAME` with the file's bytes, or protocol v2 with samples. For
-drawings, `POST /models/NAME` for a PNG, or protocol v2."""
+drawings, `POST /models/NAME` for a PNG, or protocol v2. For numbers, protocol v2."""
 
 LENGTH_HEADER = b"inference-header-content-length"
 
 
 def request(wire: Wire, model: str, given: str, max_new_tokens: int) -> bytes:
-    """A whole HTTP request. `given` is a text, the path of a recording, or a drawing's prompt and
-    parameters in JSON."""
+    """A whole HTTP request. `given` is a text, the path of a recording, a drawing's prompt and
+    parameters in JSON, or numbers between blanks."""
     parameters = {"max_new_tokens": max_new_tokens}
     match wire:
         case "task":
@@ -43,6 +43,10 @@ def request(wire: Wire, model: str, given: str, max_new_tokens: int) -> bytes:
             return _infer(model, waveform, samples.tobytes(), "logits", {})
         case "picture":
             return _post(f"/models/{model}", given.encode(), "Content-Type: application/json")
+        case "numbers":
+            numbers = np.array(given.split(), np.float32)
+            described = {"name": "x", "datatype": "FP32", "shape": [1, len(numbers)]}
+            return _infer(model, described, numbers.tobytes(), "y", {})
         case "pixels":
             wish = json.loads(given)
             element = wish["inputs"].encode()
@@ -62,6 +66,8 @@ def answer(wire: Wire, body: bytes, header_length: int) -> str:
     if wire == "picture":
         with Image.open(io.BytesIO(body)) as picture:
             return b64encode(picture.tobytes()).decode()
+    if wire == "numbers":
+        return " ".join(f"{number:g}" for number in np.frombuffer(body[header_length:], np.float32))
     if wire == "v2":
         return body[header_length + 4 :].decode()
     if wire == "waveform":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from time import monotonic
 
 import orjson
@@ -12,10 +13,10 @@ from starlette.datastructures import Headers as HeaderLookup
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.calls import Call, Front, new_id
 from serving.errors import Cancelled, InferenceFailed, SlipwayError, TooLarge
 from serving.fronts.restricted import Restrictions
 from serving.server import Server
-from serving.types import Call, Front
 
 log = structlog.get_logger(__name__)
 
@@ -59,10 +60,31 @@ _PATIENCE_S = 0.02
 _CALL = "slipway.call"
 
 
-def call_of(scope: Scope, front: Front) -> Call:
+@dataclass(slots=True)
+class HttpCall(Call):
+    """A request, with its headers."""
+
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scope: Scope) -> HttpCall:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        call = cls(Front.V2_HTTP, headers=headers)
+        if b"traceparent" in headers:
+            call.traceparent = headers[b"traceparent"].decode("latin-1")
+            call.tracestate = headers.get(b"tracestate", b"").decode("latin-1")
+        if b"x-request-id" in headers:
+            call.identify(headers[b"x-request-id"].decode("latin-1"))
+        if not call.id:
+            call.id = new_id()
+        return call
+
+
+def call_of(scope: Scope, front: Front, operation: str) -> HttpCall:
     """The call that a request is, which comes by this front."""
-    call: Call = scope[_CALL]
+    call: HttpCall = scope[_CALL]
     call.front = front
+    call.operation = operation
     return call
 
 
@@ -161,7 +183,7 @@ class HttpCalls:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope[_CALL] = call = Call(Front.V2_HTTP)
+        scope[_CALL] = call = HttpCall.of(scope)
         watch = _Watch(call, receive, send)
         try:
             await self._app(scope, watch.receive, watch.send)
@@ -169,7 +191,7 @@ class HttpCalls:
             # Of an answer that has begun, the end of the connection tells that it has no end.
             if not watch.caller_is_gone and not watch.answering:
                 body = error_body("the server stopped before it had an answer")
-                await respond(send, 503, [body], [(b"content-type", JSON)])
+                await respond(watch.send, 503, [body], [(b"content-type", JSON)])
         finally:
             watch.stop()
             self._server.sent(call)
@@ -194,8 +216,13 @@ class _Watch:
 
     async def send(self, message: Message) -> None:
         self.answering = True
+        if message["type"] == "http.response.start":
+            self._call.status = message["status"]
+            message["headers"].append((b"x-request-id", self._call.id.encode()))
+            await self._send(message)
+            return
         await self._send(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
+        if not message.get("more_body", False):
             self._call.sent = monotonic()
 
     def stop(self) -> None:

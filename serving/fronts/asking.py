@@ -13,10 +13,11 @@ from uuid import uuid4
 
 from pydantic import BaseModel
 
+from serving.calls import Call
 from serving.errors import SlipwayError
 from serving.server import Server
 from serving.tasks import LongTask, Question, Task
-from serving.types import Call, InferRequest, InferResponse, SequenceStep, Tensors
+from serving.types import InferRequest, InferResponse, SequenceStep, Tensors
 
 AT_ONCE = 8
 """Requests of one question that are under way together: enough to fill a batch, and few enough for
@@ -111,5 +112,6 @@ def _requests(name: str, question: Question, call: Call) -> list[InferRequest]:
         )
         for at, part in enumerate(tensors)
     ]
+    call.asks_several = len(requests) > 1
     requests[0].asked_by(call)
     return requests

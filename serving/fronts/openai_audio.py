@@ -19,6 +19,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from serving.calls import Call, Front
 from serving.errors import RequestError, shown
 from serving.fronts.asgi import call_of, describe, read_body
 from serving.fronts.asking import Asking
@@ -34,7 +35,7 @@ from serving.server import Server
 from serving.speech.transcript import Segment, SegmentedTranscript, Transcript
 from serving.tasks.speech_recognition import Listener, Recording, SpeechRecognition
 from serving.tasks.whisper import Dictation, WhisperRecognition
-from serving.types import Call, Front, Tensors
+from serving.types import Tensors
 
 _Recogniser = SpeechRecognition | WhisperRecognition
 _AnyTranscript = Transcript | SegmentedTranscript
@@ -103,7 +104,7 @@ def router(
         The words of `prompt` and the phrases of `keywords` are preferred where the recording is in
         doubt. `temperature` has no effect. With `stream`, the text comes window by window.
         """
-        call = call_of(request.scope, Front.OPENAI)
+        call = call_of(request.scope, Front.OPENAI, "/v1/audio/transcriptions")
         wishes, task, listener, recording = await question(request, call)
         outputs = asking.outputs(wishes.model, recording, call, in_parts=wishes.stream)
         if wishes.stream:

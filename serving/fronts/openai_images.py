@@ -20,6 +20,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from serving.calls import Call, Front
 from serving.errors import RequestError, shown
 from serving.fronts.asgi import call_of, describe, read_body
 from serving.fronts.asking import Asking
@@ -32,7 +33,7 @@ from serving.fronts.v2_control import allowed
 from serving.server import Server
 from serving.tasks import Question
 from serving.tasks.text_to_image import OUTPUT, Encoding, TextToImage, encoded, prompts
-from serving.types import Array, Call, Front, Parameter, Tensors
+from serving.types import Array, Parameter, Tensors
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 _MODELS_OWN = ("seed", "num_inference_steps", "guidance_scale", "negative_prompt", "scheduler")
@@ -92,7 +93,7 @@ def router(
         With `stream`, up to three partial images come before the picture. `seed`,
         `num_inference_steps`, `guidance_scale`, `negative_prompt` and `scheduler` are the model's.
         """
-        call = call_of(request.scope, Front.OPENAI)
+        call = call_of(request.scope, Front.OPENAI, "/v1/images/generations")
         wishes = await asked(request, call)
         question = Question(wishes, prompts([wishes.prompt] * wishes.n), _parameters(wishes))
         outputs = asking.outputs(wishes.model, question, call, in_parts=wishes.stream)

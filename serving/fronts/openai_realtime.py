@@ -29,6 +29,7 @@ import orjson
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, Field
 
+from serving.calls import Call, Front, new_id
 from serving.errors import InvalidRequest, RequestError, Unavailable, shown
 from serving.fronts.asgi import describe
 from serving.fronts.asking import leave
@@ -39,7 +40,7 @@ from serving.fronts.restricted import Restrictions
 from serving.server import Server
 from serving.speech.chunks import Chunk, Chunker
 from serving.tasks.speech_recognition import INPUT, SpeechRecognition, frames_of
-from serving.types import Call, Front, InferRequest, SequenceStep
+from serving.types import InferRequest, SequenceStep
 
 DEFAULT_RATE_HZ = 24_000
 MAX_RECORDING_S = 3600
@@ -258,7 +259,7 @@ class _Connection:
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1000))
         event_id = None
-        call = Call(Front.REALTIME, monotonic())
+        call = self._call()
         try:
             if (pcm := message.get("bytes")) is not None:
                 await self._append(pcm, call)
@@ -273,6 +274,16 @@ class _Connection:
             await self._send("error", error={**told, "event_id": event_id})
         finally:
             self._server.sent(call)
+
+    def _call(self) -> Call:
+        """For what one message asks of the model."""
+        headers = self._socket.headers
+        call = Call(Front.REALTIME, "/v1/realtime", new_id(), received=monotonic())
+        call.asks_several = True
+        call.traceparent = headers.get("traceparent", "")
+        call.tracestate = headers.get("tracestate", "")
+        call.identify(headers.get("x-request-id", ""))
+        return call
 
     async def _do(self, event: Mapping[str, Any], call: Call) -> None:
         kind = event.get("type")

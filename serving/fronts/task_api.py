@@ -15,10 +15,12 @@ import orjson
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
+from serving.calls import Front
 from serving.errors import InvalidRequest, RequestError, Unsupported
 from serving.fronts.asgi import (
     JSON,
     Headers,
+    HttpCall,
     call_of,
     check_post,
     describe,
@@ -31,7 +33,6 @@ from serving.fronts.checked import checked
 from serving.fronts.restricted import Restrictions
 from serving.server import Server
 from serving.tasks import File, Question, Task
-from serving.types import Call, Front
 
 _TARGET = re.compile(r"/models/([^/]+)")
 
@@ -100,8 +101,8 @@ class TaskRoute:
         media_type = JSON
         try:
             check_post(scope, self._restrictions, "inference")
-            call = call_of(scope, Front.TASK)
-            answer = await self._answer(call, name, dict(scope["headers"]), receive)
+            call = call_of(scope, Front.TASK, "/models/{model}")
+            answer = await self._answer(call, name, receive)
             if isinstance(answer, File):
                 content, media_type = answer.content, answer.media_type.encode()
             else:
@@ -113,30 +114,30 @@ class TaskRoute:
         headers.append((b"content-type", media_type))
         await respond(send, status, [content], headers)
 
-    async def _answer(
-        self, call: Call, name: str, asked: Mapping[bytes, bytes], receive: Receive
-    ) -> object:
+    async def _answer(self, call: HttpCall, name: str, receive: Receive) -> object:
+        try:
+            task = self._task(name)
+            question = await self._question(call, task, receive)
+        except RequestError as error:
+            self._server.note_invalid(error, call, name)
+            raise
+        return await self._asking.answer(name, task, question, call)
+
+    def _task(self, name: str) -> Task:
         task = self._server.model(name).task
         if task is None:
             raise Unsupported(
                 f"model {name!r} has no task; ask it with POST /v2/models/{name}/infer"
             )
-        question = await self._question(call, name, task, asked, receive)
-        return await self._asking.answer(name, task, question, call)
+        return task
 
-    async def _question(
-        self, call: Call, name: str, task: Task, asked: Mapping[bytes, bytes], receive: Receive
-    ) -> Question:
+    async def _question(self, call: HttpCall, task: Task, receive: Receive) -> Question:
         """What is asked. Nothing of the body is left."""
-        try:
-            body = await read_body(receive, self._max_body_bytes)
-            call.received = monotonic()
-            content_type = asked.get(b"content-type", b"").decode("latin-1")
-            payload, settings = _open_envelope(content_type, body, task)
-            return await self._asking.prepare(task, payload, settings)
-        except RequestError as error:
-            self._server.note_invalid(error, call, name)
-            raise
+        body = await read_body(receive, self._max_body_bytes)
+        call.received = monotonic()
+        content_type = call.headers.get(b"content-type", b"").decode("latin-1")
+        payload, settings = _open_envelope(content_type, body, task)
+        return await self._asking.prepare(task, payload, settings)
 
 
 def _open_envelope(content_type: str, body: bytes, task: Task) -> tuple[object, BaseModel]:

@@ -14,6 +14,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
+from serving.calls import Front
 from serving.errors import InvalidRequest, Malformed, RequestError, shown
 from serving.fronts.asgi import call_of, describe, error_body, read_body
 from serving.fronts.events import EventStream, event
@@ -24,7 +25,7 @@ from serving.fronts.v2_control import TAG, VERSION, allowed, target
 from serving.fronts.v2_tensors import from_json, to_json
 from serving.model import Model
 from serving.server import Server
-from serving.types import DYNAMIC, Array, Front, InferRequest, InferResponse, TensorSpec
+from serving.types import DYNAMIC, Array, InferRequest, InferResponse, TensorSpec
 
 _NOT_ONE = (
     "generate expects model to produce exactly 1 response, use generate stream for model that"
@@ -43,9 +44,9 @@ def router(
     """POST …/generate and …/generate_stream."""
     routes = APIRouter(tags=[TAG], dependencies=[allowed(restrictions, "inference")])
 
-    async def parsed(request: Request) -> tuple[Model, InferRequest]:
+    async def parsed(request: Request, route: str) -> tuple[Model, InferRequest]:
         name, version = target(request)
-        caller = call_of(request.scope, Front.V2_HTTP)
+        caller = call_of(request.scope, Front.V2_HTTP, "/v2/models/{model}/" + route)
         try:
             body = await read_body(request.receive, max_body_bytes)
             caller.received = monotonic()
@@ -60,7 +61,7 @@ def router(
     @routes.post("/v2/models/{name}/generate")
     @routes.post("/v2/models/{name}" + VERSION + "/generate")
     async def generate(request: Request) -> Response:
-        model, call = await parsed(request)
+        model, call = await parsed(request, "generate")
         if model.answers_once:
             answers = [await server.infer(call)]
         else:
@@ -79,7 +80,7 @@ def router(
     @routes.post("/v2/models/{name}/generate_stream")
     @routes.post("/v2/models/{name}" + VERSION + "/generate_stream")
     async def generate_stream(request: Request) -> Response:
-        _, call = await parsed(request)
+        _, call = await parsed(request, "generate_stream")
         responses = server.stream(call)
         # The status is that of the first response, so it must be there before anything is sent.
         first = await anext(responses, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any
@@ -12,17 +13,20 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
+from serving.calls import Call, Front, new_id
 from serving.errors import InvalidRequest, RequestError, Unavailable
 from serving.fronts.grpc_status import UNREADABLE, Context, abort, describe, is_too_late, metadata
 from serving.fronts.v2_call import InferCall, check_wishes, place
 from serving.fronts.v2_grpc_messages import check_version, parse_infer, render_infer
 from serving.model import Model
 from serving.server import Server
-from serving.types import Call, Front, InferResponse
+from serving.types import InferResponse
 
 MAX_IN_FLIGHT = 512
 """Requests of one stream. Many, because a stream that is not read may be holding back the very
 request that others of it wait for, such as the one that ends a sequence."""
+_INFER = "inference.GRPCInferenceService/ModelInfer"
+_STREAM = "inference.GRPCInferenceService/ModelStreamInfer"
 POLL_S = 0.25
 """How often a stream without requests looks whether the server wants to stop."""
 
@@ -35,9 +39,11 @@ class Inference:
 
     async def infer(self, message: Any, context: Context) -> Any:
         """ModelInfer"""
-        caller = Call(Front.V2_GRPC, monotonic())
+        caller = _new_call(context, _INFER)
+        context.set_trailing_metadata((("x-request-id", caller.id),))
         # The stubs take a class for what is a protocol.
-        context.add_done_callback(lambda _: self.sent(caller))  # type: ignore[arg-type]
+        context.add_done_callback(partial(self._done, caller))  # type: ignore[arg-type]
+        caller.received = monotonic()
         try:
             model, call = self.parse(message, caller, _deadline(context, caller.received))
             return self.render(model, call, await self._server.infer(call.request))
@@ -50,6 +56,14 @@ class Inference:
             await _Stream(self, self._server, context).run(messages)
         except ExceptionGroup as group:
             await abort(context, group.exceptions[0])
+
+    def _done(self, caller: Call, context: Context) -> None:
+        code: Any = context.code()
+        if code is not None:
+            caller.status = code.name
+        else:
+            caller.status = "CANCELLED" if context.cancelled() else "OK"
+        self.sent(caller)
 
     def sent(self, caller: Call) -> None:
         """The answer is with gRPC."""
@@ -92,6 +106,8 @@ class _Stream:
         self._inference = inference
         self._server = server
         self._context = context
+        self._call = _new_call(context, _STREAM)
+        context.set_trailing_metadata((("x-request-id", self._call.id),))
         self._deadline = _deadline(context, monotonic())
         self._ends_on_error = metadata(context, "triton_grpc_error") == "true"
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
@@ -116,7 +132,7 @@ class _Stream:
                 self._in_flight += 1
                 # Tasks start in the order in which they were made, and nothing is awaited before
                 # a request has its place in the queue, so the order of the stream is kept.
-                caller = Call(Front.V2_GRPC, monotonic())
+                caller = self._new_call()
                 before = tasks.create_task(self._serve(message, caller, before))
             watch.cancel()
 
@@ -165,6 +181,19 @@ class _Stream:
         if call.wants_empty_final:
             await self._send(self._final(message))
 
+    def _new_call(self) -> Call:
+        """For one request of the stream."""
+        whole = self._call
+        return Call(
+            whole.front,
+            whole.operation,
+            whole.id,
+            has_own_id=whole.has_own_id,
+            traceparent=whole.traceparent,
+            tracestate=whole.tracestate,
+            received=monotonic(),
+        )
+
     async def _send(self, message: Any) -> None:
         async with self._writing:
             await self._context.write(message)
@@ -188,6 +217,22 @@ class _Stream:
 async def _ended(task: asyncio.Task[None] | None) -> None:
     if task is not None and not task.done():
         await asyncio.wait([task])
+
+
+def _new_call(context: Context, operation: str) -> Call:
+    call = Call(Front.V2_GRPC, operation)
+    for name, value in context.invocation_metadata() or ():
+        if not isinstance(value, str):
+            continue
+        if name == "traceparent":
+            call.traceparent = value
+        elif name == "tracestate":
+            call.tracestate = value
+        elif name == "x-request-id":
+            call.identify(value)
+    if not call.id:
+        call.id = new_id()
+    return call
 
 
 def _deadline(context: Context, now: float) -> float:

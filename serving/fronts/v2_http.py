@@ -14,10 +14,12 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from serving.calls import Front
 from serving.errors import InvalidRequest, Malformed, RequestError, Unsupported
 from serving.fronts.asgi import (
     JSON,
     Headers,
+    HttpCall,
     call_of,
     check_post,
     describe,
@@ -50,8 +52,9 @@ from serving.fronts.v2_tensors import (
 from serving.model import Model
 from serving.server import Server
 from serving.shared_memory import SharedMemory
-from serving.types import Call, Front, InferRequest, InferResponse, Tensors
+from serving.types import InferRequest, InferResponse, Tensors
 
+OPERATION = "/v2/models/{model}/infer"
 HEADER_LENGTH = b"inference-header-content-length"
 
 _TARGET = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]+))?/infer")
@@ -83,24 +86,24 @@ class InferRoute:
     async def __call__(
         self, name: str, version: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        asked: dict[bytes, bytes] = dict(scope["headers"])
         headers: Headers
+        caller = call_of(scope, Front.V2_HTTP, OPERATION)
         try:
             check_post(scope, self._restrictions, "inference")
-            caller = call_of(scope, Front.V2_HTTP)
-            parts, headers = await self._answer(caller, name, version, asked, receive)
+            parts, headers = await self._answer(caller, name, version, receive)
             status = 200
         except Exception as error:
             status, message, headers = describe(error, self._statuses)
             parts = [error_body(message)]
             headers.append((b"content-type", JSON))
-            if isinstance(error, Unsupported) and b"content-encoding" in asked:
+            if isinstance(error, Unsupported) and b"content-encoding" in caller.headers:
                 headers.append((b"accept-encoding", ", ".join(ENCODINGS).encode()))
         await respond(send, status, parts, headers)
 
     async def _answer(
-        self, caller: Call, name: str, version: str, asked: Mapping[bytes, bytes], receive: Receive
+        self, caller: HttpCall, name: str, version: str, receive: Receive
     ) -> tuple[list[Buffer], Headers]:
+        asked = caller.headers
         try:
             body = await read_body(receive, self._max_body_bytes)
             caller.received = monotonic()

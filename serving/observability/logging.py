@@ -105,8 +105,11 @@ def _configure(
 ) -> None:
     """Send our events, and the warnings of libraries, to one stream."""
     on_terminal = stream.isatty()
+    # What a function was given when it failed is nobody's to read in a log, so plain tracebacks.
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if on_terminal
+        else structlog.processors.JSONRenderer()
     )
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

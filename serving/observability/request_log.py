@@ -7,21 +7,22 @@ from time import monotonic
 
 import structlog
 
+from serving.calls import MAX_ID
 from serving.observability.totals import Outcome
+from serving.observability.trace_context import parse_traceparent
 from serving.types import InferRequest, Stamps
 
 log = structlog.get_logger(__name__)
 _switch = logging.getLogger(__name__)
-_MAX_ID = 128
-"""Characters of a request's id, which its caller chose."""
-
 # Stage -> the stamps between which it lies.
 _STAGES: tuple[tuple[str, str, str], ...] = (
     ("cache_ms", "received", "looked_up"),
+    ("parse_ms", "received", "queued"),
     ("queue_ms", "queued", "batched"),
     ("compute_input_ms", "batched", "started"),
     ("compute_infer_ms", "started", "computed"),
     ("compute_output_ms", "computed", "answered"),
+    ("send_ms", "answered", "sent"),
 )
 
 
@@ -31,13 +32,28 @@ def log_request(request: InferRequest, version: str, outcome: Outcome) -> None:
         return
     log.debug(
         "request",
-        model=request.model_name,
+        model=request.model_name[:MAX_ID],
         version=version,
-        id=request.id[:_MAX_ID],
+        id=request.id[:MAX_ID],
+        front=request.front.value,
+        **_identity(request),
         outcome=outcome.value,
         **_stages(request.stamps),
         request_ms=_ms(request.stamps.received, request.stamps.answered or monotonic()),
     )
+
+
+def _identity(request: InferRequest) -> dict[str, str]:
+    """By which a line is found from the caller's log, and a trace from the line."""
+    call, trace = request.call, request.trace
+    if call is None:
+        return {} if trace is None else {"trace_id": f"{trace.trace_id:032x}"}
+    identity = {"request_id": call.id}
+    if trace is not None:
+        identity["trace_id"] = f"{trace.trace_id:032x}"
+    elif (caller := parse_traceparent(call.traceparent)) is not None:
+        identity["trace_id"] = f"{caller.trace_id:032x}"
+    return identity
 
 
 def _stages(stamps: Stamps) -> dict[str, float]:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from time import monotonic, time, time_ns
 from typing import TYPE_CHECKING
 
+from serving.calls import Front
 from serving.observability.spread import SECONDS, Spread
 from serving.observability.stages import FrontTotals, Outcome
-from serving.types import Front, Iteration, Run, Stamps, Work
+from serving.types import Iteration, Run, Stamps, Work
 
 if TYPE_CHECKING:
     from serving.model import Model

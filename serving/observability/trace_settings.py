@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from serving.errors import InvalidRequest, OperatorError, Unsupported, shown
 
@@ -28,7 +30,21 @@ _FLAG_NAMES = {
     "mode": "trace_mode",
 }
 
+_MODES = ("triton", "opentelemetry")
+
 Values = dict[str, tuple[str, ...]]
+
+
+@dataclass(slots=True)
+class Export:
+    """What is set for the mode opentelemetry: where spans go, and in what portions."""
+
+    url: str = "http://localhost:4318/v1/traces"
+    resource: dict[str, str] = field(default_factory=dict)
+    max_queue_size: int = 2048
+    """Spans that may wait; further ones are lost."""
+    schedule_delay_ms: int = 5000
+    max_export_batch_size: int = 512
 
 
 class Scope:
@@ -64,7 +80,8 @@ class Scope:
         if not self.is_on:
             return False
         self.seen += 1
-        return self.seen % int(self["trace_rate"][0]) == 0 and self._has_count()
+        rate = int(self["trace_rate"][0])
+        return rate > 0 and self.seen % rate == 0 and self._has_count()
 
     def _has_count(self) -> bool:
         if "trace_count" not in self.own and self._others is not None:
@@ -80,14 +97,17 @@ class TraceSettings:
 
     What is not set for a model is as it is for all. `trace_count` is how many traces are still to
     be made, and reads so: it counts down, and setting it starts anew. Without a file to write to
-    nothing is traced.
+    nothing is traced, unless the mode is opentelemetry, for which `export` is.
     """
 
-    def __init__(self, initial: Mapping[str, Sequence[str]] | None = None):
+    def __init__(
+        self, initial: Mapping[str, Sequence[str]] | None = None, export: Export | None = None
+    ):
         self._initial: Values = {
             **_DEFAULTS,
             **{name: tuple(value) for name, value in (initial or {}).items()},
         }
+        self.export = export
         self._global = Scope("", dict(self._initial))
         self._models: dict[str, Scope] = {}
         self.file = self._initial["trace_file"][0]
@@ -117,7 +137,7 @@ class TraceSettings:
             if name in ("trace_file", "trace_mode"):
                 raise Unsupported(f"{name} can be set on the command line only")
             if value is not None:
-                _check(name, value)
+                _check(name, value, export=self.export is not None)
         own = dict(self._models[model].own if model in self._models else ())
         if not model:
             own = dict(self._global.own)
@@ -143,41 +163,85 @@ class TraceSettings:
         self.anything_is_traced = self._is_on()
 
     def _is_on(self) -> bool:
-        return bool(self.file) and any(
+        return bool(self.file or self.export) and any(
             scope.is_on for scope in (self._global, *self._models.values())
         )
 
 
 def parse_trace_config(values: Sequence[str]) -> TraceSettings:
-    """From Triton's `--trace-config`: `[<mode>,]<setting>=<value>`. Raises `OperatorError`."""
+    """From Triton's `--trace-config`: `[<mode>,]<setting>=<value>`. Raises `OperatorError`.
+
+    What is set for a mode that is not chosen has no effect.
+    """
     initial: dict[str, list[str]] = {}
+    export = Export()
+    is_export = any(value.removeprefix("opentelemetry,") == _EXPORTS for value in values)
     for value in values:
-        mode, comma, setting = value.rpartition(",")
+        mode, comma, setting = value.partition(",")
+        if not comma:
+            mode, setting = "", value
         name, equals, chosen = setting.partition("=")
-        key = _FLAG_NAMES.get(name.replace("-", "_"))
-        if (comma and mode != "triton") or (key == "trace_mode" and chosen != "triton"):
-            raise OperatorError(f"--trace-config {value}: the only mode is triton")
-        if key is None or not equals:
-            raise OperatorError(
-                f"--trace-config {value}: expected {', '.join(_FLAG_NAMES)}, then = and a value"
-            )
         try:
-            _check(key, [chosen])
-        except InvalidRequest as error:
-            raise OperatorError(f"--trace-config {value}: {error}") from error
-        if key == "trace_file":
-            try:
+            if comma and mode not in _MODES:
+                raise OperatorError(f"expected the mode {' or '.join(_MODES)}")
+            if mode == "opentelemetry" and setting != _EXPORTS:
+                _set_export(export, name, chosen)
+                continue
+            key = _FLAG_NAMES.get(name.replace("-", "_"))
+            if key is None or not equals:
+                raise OperatorError(f"expected {', '.join(_FLAG_NAMES)}, then = and a value")
+            _check(key, [chosen], export=is_export)
+            if key == "trace_mode" and chosen not in _MODES:
+                raise OperatorError(f"expected the mode {' or '.join(_MODES)}")
+            if key == "trace_file":
                 Path(chosen).open("w").close()
-            except OSError as error:
-                raise OperatorError(
-                    f"--trace-config {value}: cannot be written: {error.strerror}"
-                ) from error
+        except OSError as error:
+            raise OperatorError(
+                f"--trace-config {value}: cannot be written: {error.strerror}"
+            ) from error
+        except (InvalidRequest, OperatorError) as error:
+            raise OperatorError(f"--trace-config {value}: {error}") from error
         initial[key] = [chosen]
-    return TraceSettings(initial)
+    if export.max_export_batch_size > export.max_queue_size:
+        raise OperatorError(
+            "--trace-config opentelemetry: bsp_max_export_batch_size is above bsp_max_queue_size"
+        )
+    return TraceSettings(initial, export if is_export else None)
 
 
-def _check(name: str, value: object) -> None:
-    """Raises `InvalidRequest` unless it is a list of texts that the setting may have."""
+_EXPORTS = "mode=opentelemetry"
+# Triton's name -> ours.
+_PORTIONS = {
+    "bsp_max_queue_size": "max_queue_size",
+    "bsp_schedule_delay": "schedule_delay_ms",
+    "bsp_max_export_batch_size": "max_export_batch_size",
+}
+
+
+def _set_export(export: Export, name: str, chosen: str) -> None:
+    """Raises `OperatorError` for a setting of the mode opentelemetry that cannot be."""
+    if name == "url":
+        export.url = chosen if "://" in chosen else f"http://{chosen}"
+        if urlsplit(export.url).scheme not in ("http", "https") or not urlsplit(export.url).netloc:
+            raise OperatorError("expected a URL such as http://localhost:4318/v1/traces")
+    elif name == "resource":
+        attribute, equals, value = chosen.partition("=")
+        if not (attribute and equals):
+            raise OperatorError("expected resource=KEY=VALUE, such as service.name=mine")
+        export.resource[attribute] = value
+    elif name in _PORTIONS:
+        if not re.fullmatch(r"[1-9]\d{0,8}", chosen, re.ASCII):
+            raise OperatorError(f"expected a number above 0, got {shown(chosen)}")
+        setattr(export, _PORTIONS[name], int(chosen))
+    else:
+        raise OperatorError(f"expected url, resource, {', '.join(_PORTIONS)}, then = and a value")
+
+
+def _check(name: str, value: object, *, export: bool) -> None:
+    """Raises `InvalidRequest` unless it is a list of texts that the setting may have.
+
+    Where spans are exported a rate of 0 traces only the calls whose callers trace them.
+    """
     if not (isinstance(value, Sequence) and not isinstance(value, str)) or not all(
         isinstance(item, str) for item in value
     ):
@@ -194,7 +258,7 @@ def _check(name: str, value: object) -> None:
     elif len(value) != 1:
         raise InvalidRequest(f"trace setting {name!r} must be one value, got {len(value)}")
     elif name in _LOWEST:
-        lowest = _LOWEST[name]
+        lowest = 0 if export and name == "trace_rate" else _LOWEST[name]
         if not re.fullmatch(r"-?\d{1,18}", value[0], re.ASCII) or int(value[0]) < lowest:
             raise InvalidRequest(
                 f"trace setting {name!r} must be an integer of {lowest} or more,"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
+from serving.calls import Batch
 from serving.engines.base import Engine
 from serving.errors import InferenceFailed, SlipwayError
 from serving.scheduling.batch import BatchLayout
@@ -239,6 +240,10 @@ class Driver(ABC, Generic[E]):
         own, padding = self._layout.padding(inputs, stacked)
         count = sum(entry.rows for entry in batch)
         run = Run(count, batched, started, computed, monotonic(), own, padding)
+        if traces := tuple(e.request.trace for e in batch if e.request.trace is not None):
+            told = Batch(count, len(batch), batched, run.answered, traces)
+            for trace in traces:
+                trace.batch = told
         return _Computed(rows, parts, run)
 
     def _hand_out(self, computed: _Computed[E]) -> None:

@@ -205,6 +205,7 @@ async def _step_request(
         deadline=request.deadline,
         sequence=request.sequence,
         parameters=request.parameters,
+        trace=trace.below(trace.compute_id) if (trace := request.trace) is not None else None,
     )
 
 

@@ -28,6 +28,7 @@ class Report(Generic[J]):
     news: Sequence[News[J]]
     begun: Sequence[J] = ()
     begun_at: float = 0.0
+    stepped: Sequence[J] = ()
     iteration: Iteration | None = None
 
 
@@ -175,7 +176,7 @@ class Iterations(Generic[J]):
             seconds=monotonic() - started,
             work=done,
         )
-        self._untold.append(Report(news, decision.begin, started, iteration))
+        self._untold.append(Report(news, decision.begin, started, steps, iteration))
         if news or decision.begin or len(self._untold) == MOST_UNTOLD:
             self._flush()
 

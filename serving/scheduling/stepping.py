@@ -12,6 +12,7 @@ from typing import Generic
 
 import numpy as np
 
+from serving.calls import Trace
 from serving.config import Batching
 from serving.errors import InferenceFailed, InvalidRequest
 from serving.scheduling.iterations import Iterations, Report
@@ -19,7 +20,7 @@ from serving.scheduling.meter import Meter
 from serving.scheduling.outcomes import fail, failure, given_up, unloading
 from serving.scheduling.step_policy import J
 from serving.scheduling.stepper import News, Stepper
-from serving.types import Array, InferRequest, Run, Tensors
+from serving.types import Array, InferRequest, Iteration, Run, Tensors
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class StepScheduler(Generic[J]):
         self._stepper = stepper
         self._meter = meter
         self._calls: dict[J, _Call[J]] = {}
+        self._traced: dict[_Call[J], Trace] = {}
         self._is_stopping = False
         self._is_broken = False
         self._idle = asyncio.Event()
@@ -151,11 +153,14 @@ class StepScheduler(Generic[J]):
         )
         for job in jobs:
             self._calls[job] = call
+        if request.trace is not None:
+            self._traced[call] = request.trace
         self._idle.clear()
         return call
 
     def _leave(self, call: _Call[J]) -> None:
         """Does nothing for jobs that have ended already."""
+        self._traced.pop(call, None)
         left = [job for job in call.jobs if self._forget(job) is not None]
         if left:
             self._iterations.finish(left)
@@ -195,7 +200,15 @@ class StepScheduler(Generic[J]):
                     call.request.stamps.batched = call.request.stamps.started = report.begun_at
             if report.iteration is not None:
                 self._meter.iterated(report.iteration)
+                if self._traced:
+                    self._note_steps(report, report.iteration)
             self._hand_out(report.news)
+
+    def _note_steps(self, report: Report[J], iteration: Iteration) -> None:
+        stepped, rows = set(report.stepped), sum(job.rows for job in report.stepped)
+        for call, trace in self._traced.items():
+            if not stepped.isdisjoint(call.jobs):
+                trace.stepped(report.begun_at, report.begun_at + iteration.seconds, rows)
 
     def _hand_out(self, news: Sequence[News[J]]) -> None:
         for item in news:

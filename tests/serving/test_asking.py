@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
+from serving.calls import Call, Front
 from serving.errors import InferenceFailed, Overloaded
 from serving.fronts.asking import AT_ONCE, Asking
 from serving.server import Server
 from serving.tasks import Question
-from serving.types import Call, Front, InferRequest, InferResponse, Tensors
+from serving.types import InferRequest, InferResponse, Tensors
 
 
 class Slow:
@@ -49,7 +50,9 @@ def question(count: int) -> Question:
 
 
 def outputs(server: Any, count: int) -> AsyncGenerator[Tensors]:
-    return Asking(cast(Server, server)).outputs("m", question(count), Call(Front.TASK, monotonic()))
+    return Asking(cast(Server, server)).outputs(
+        "m", question(count), Call(Front.TASK, received=monotonic())
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, AT_ONCE, 30])

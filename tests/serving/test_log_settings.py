@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import timeit
@@ -47,7 +48,9 @@ def test_a_verbose_log_tells_of_every_request(tmp_path: Path) -> None:
         "model": "m",
         "version": "3",
         "id": "i" * 128,
+        "front": "internal",
         "outcome": "answered",
+        "parse_ms": 1000,
         "queue_ms": 1500,
         "compute_input_ms": 250,
         "compute_infer_ms": 250,
@@ -58,6 +61,27 @@ def test_a_verbose_log_tells_of_every_request(tmp_path: Path) -> None:
     assert expired["request_ms"] > 0
     assert "queue_ms" not in expired
     assert "777" not in path.read_text()
+
+
+def test_a_traceback_on_a_terminal_shows_no_values() -> None:
+    script = """
+import structlog
+from serving.observability.logging import LogSettings
+LogSettings()
+def compute(secret):
+    raise ValueError("no reason")
+try:
+    compute("payload" * 3)
+except ValueError as error:
+    structlog.get_logger("serving.x").error("failed", exc_info=error)
+"""
+    ours, theirs = os.openpty()
+    with open(ours, "rb", buffering=0) as terminal:
+        subprocess.run([sys.executable, "-c", script], stderr=theirs, check=True, timeout=60)
+        os.close(theirs)
+        text = terminal.read(65536).decode()
+    assert "no reason" in text
+    assert "payload" not in text.replace('"payload" * 3', "")
 
 
 def test_a_log_that_is_not_verbose_costs_nothing() -> None:
