@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet -c constraints.txt -e
 
-.PHONY: help demo serve test check format dashboards
+.PHONY: help demo serve test check format loadtest dashboards
 
 help:
 	@echo "make demo     start the server, send one real input to every model, print the answers"
 	@echo "make serve    keep the shipped models served on ports 8000, 8001 and 8002"
 	@echo "make test     run the tests"
+	@echo "make loadtest MODEL=digits    measure a shipped model under load, write a report"
 	@echo "make check    lint, formatting, types and import contracts"
 	@echo "make format   put the code into its format"
 	@echo "make dashboards  write deploy/grafana/dashboards anew from their code"
@@ -21,8 +22,12 @@ serve: .venv/serve
 	$(BIN)/slipway serve --model-repository model_repo
 
 # Threads that spin while they wait starve one another when the cores are busy with other work.
-test: .venv/develop
+test: .venv/develop .venv/browser
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest
+
+# ARGS are options of loadtests/run.py, such as ARGS='--front v2_grpc --baseline earlier.json'.
+loadtest: .venv/loadtest
+	$(BIN)/python loadtests/run.py $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 check: .venv/develop
 	$(BIN)/ruff check .
@@ -46,8 +51,17 @@ dashboards: .venv/develop
 	$(INSTALL) '.[cpu,client,audio,text]'
 	@touch $@
 
+.venv/loadtest: .venv/bin/pip pyproject.toml constraints.txt
+	@echo "Installing what load tests need into .venv ..."
+	$(INSTALL) '.[cpu,loadtest]'
+	@touch $@
+
 .venv/develop: .venv/bin/pip pyproject.toml constraints.txt scripts/prometheus
 	@echo "Installing everything, torch included, into .venv ..."
 	$(INSTALL) '.[cpu,train,dev]'
 	scripts/prometheus
+	@touch $@
+
+.venv/browser: .venv/bin/pip scripts/chromium
+	scripts/chromium
 	@touch $@
