@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from time import monotonic
+from typing import Any
 
 import structlog
 
@@ -12,7 +14,7 @@ from serving.observability.totals import Outcome
 from serving.observability.trace_context import parse_traceparent
 from serving.types import InferRequest, Stamps
 
-log = structlog.get_logger(__name__)
+_log: Any = structlog.get_logger(__name__)
 _switch = logging.getLogger(__name__)
 # Stage -> the stamps between which it lies.
 _STAGES: tuple[tuple[str, str, str], ...] = (
@@ -26,21 +28,31 @@ _STAGES: tuple[tuple[str, str, str], ...] = (
 )
 
 
+def write_to(log: Any) -> None:
+    """Log by a logger of structlog's from now on."""
+    global _log
+    _log = log
+
+
 def log_request(request: InferRequest, version: str, outcome: Outcome) -> None:
-    """Log a request that has its outcome, if that is wanted; of its tensors, nothing."""
+    """Log a request that has its outcome, if that is wanted; of its tensors, nothing.
+
+    A line that cannot be written is lost: no request fails for it.
+    """
     if not _switch.isEnabledFor(logging.DEBUG):
         return
-    log.debug(
-        "request",
-        model=request.model_name[:MAX_ID],
-        version=version,
-        id=request.id[:MAX_ID],
-        front=request.front.value,
-        **_identity(request),
-        outcome=outcome.value,
-        **_stages(request.stamps),
-        request_ms=_ms(request.stamps.received, request.stamps.answered or monotonic()),
-    )
+    with suppress(OSError):
+        _log.debug(
+            "request",
+            model=request.model_name[:MAX_ID],
+            version=version,
+            id=request.id[:MAX_ID],
+            front=request.front.value,
+            **_identity(request),
+            outcome=outcome.value,
+            **_stages(request.stamps),
+            request_ms=_ms(request.stamps.received, request.stamps.answered or monotonic()),
+        )
 
 
 def _identity(request: InferRequest) -> dict[str, str]:
