@@ -1,4 +1,4 @@
-"""Infer calls that the connection itself answers: no scope, no messages and no queue between.
+"""Predictions that the connection itself answers: no scope, no messages and no queue between.
 
 Only a plain POST is taken whose predecessors on the connection have their answers. Whatever else
 comes, such as a call that was sent before the last one was answered, goes through the application,
@@ -26,14 +26,17 @@ from serving.fronts.asgi import (
     identity,
 )
 from serving.fronts.http_connection import Connection
-from serving.fronts.v2_http import OPERATION, InferRoute
+from serving.fronts.route import Body, PredictRoute
 from serving.fronts.v2_tensors import Buffer
+
+_SPECIAL = frozenset("%?#")
+"""A path with one of these is not what it says."""
 
 
 class DirectConnection(Connection):
-    """Answers what its `route` takes."""
+    """Answers what its `predictions` take."""
 
-    route: ClassVar[InferRoute]
+    predictions: ClassVar[Sequence[PredictRoute]]
     _exchange: _Exchange | None = None
     """The latest."""
 
@@ -89,8 +92,8 @@ class DirectConnection(Connection):
         cycle: object = self.cycle
         return cycle if isinstance(cycle, _Exchange) else None
 
-    def _target(self) -> tuple[str, str] | None:
-        """The model and version of a call that can be answered here."""
+    def _target(self) -> tuple[PredictRoute, str, str] | None:
+        """The route, model and version of a call that can be answered here."""
         parser = self.parser
         if (
             parser.get_method() != b"POST"
@@ -99,10 +102,15 @@ class DirectConnection(Connection):
             or self.expect_100_continue
             or self.flow.write_paused
             or not (self.cycle is None or self.cycle.response_complete)
-            or self.route.is_restricted
         ):
             return None
-        return self.route.match(self.url.decode("latin-1"))
+        path = self.url.decode("latin-1")
+        if not path.isascii() or not _SPECIAL.isdisjoint(path):
+            return None
+        for route in self.predictions:
+            if (target := route.match(path)) is not None and not route.is_restricted:
+                return route, *target
+        return None
 
     def _give_up(self, exchange: _Exchange) -> None:
         exchange.response_complete = True
@@ -115,8 +123,16 @@ class _Exchange:
     message_event = asyncio.Event()
     """Nobody waits for it."""
 
-    def __init__(self, connection: DirectConnection, name: str, version: str, call: HttpCall):
+    def __init__(
+        self,
+        connection: DirectConnection,
+        route: PredictRoute,
+        name: str,
+        version: str,
+        call: HttpCall,
+    ):
         self._connection = connection
+        self._route = route
         self._name = name
         self._version = version
         self._call = call
@@ -144,7 +160,7 @@ class _Exchange:
             return
         self._pieces.append(piece)
         self._size += len(piece)
-        if self._size > self._connection.route.max_body_bytes:
+        if self._size > self._route.max_body_bytes:
             self.begin()
 
     def patience_s(self) -> float:
@@ -161,7 +177,7 @@ class _Exchange:
         connection = self._connection
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
-        self._task = connection.loop.create_task(self._answer(body))
+        self._task = connection.loop.create_task(self._answer(Body(body)))
         # For uvicorn waits for these when it shuts down, and cancels them when it is time.
         connection.tasks.add(self._task)
         self._task.add_done_callback(connection.tasks.discard)
@@ -172,10 +188,9 @@ class _Exchange:
         if self._task is not None:
             self._task.cancel()
 
-    async def _answer(self, body: bytes) -> None:
-        route = self._connection.route
-        call = self._call
-        call.operation = OPERATION
+    async def _answer(self, body: Body) -> None:
+        route, call = self._route, self._call
+        call.front, call.operation = route.front, route.operation
         call.received = monotonic()
         try:
             answer = await route.answer(call, self._name, self._version, body)

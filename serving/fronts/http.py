@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from serving.fronts.asking import Asking
 from serving.fronts.direct import DirectConnection
 from serving.fronts.http_connection import Connection
 from serving.fronts.restricted import Restrictions
+from serving.fronts.route import PredictRoute
 from serving.server import Server
 
 
@@ -73,32 +74,31 @@ def build_http(
     for kind in (HTTPException, SlipwayError, Exception):
         app.add_exception_handler(kind, _describer(statuses))
     _complete_documentation(app)
-    infer = v2_http.InferRoute(server, max_body_bytes, restrictions, statuses)
-    task = task_api.TaskRoute(server, asking, max_body_bytes, restrictions, statuses)
+    routes = (
+        v2_http.InferRoute(server, max_body_bytes, restrictions, statuses),
+        task_api.TaskRoute(server, asking, max_body_bytes, restrictions, statuses),
+    )
 
     class Direct(DirectConnection):
-        route = infer
+        predictions = routes
 
-    return HttpCalls(_PredictFirst(infer, task, app), server), Direct
+    return HttpCalls(_PredictFirst(routes, app), server), Direct
 
 
 class _PredictFirst:
     """The calls that a server lives for, ahead of the router; it does all others."""
 
-    def __init__(self, infer: v2_http.InferRoute, task: task_api.TaskRoute, app: ASGIApp):
-        self._infer = infer
-        self._task = task
+    def __init__(self, routes: Sequence[PredictRoute], app: ASGIApp):
+        self._routes = routes
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-        elif (infer := self._infer.match(scope["path"])) is not None:
-            await self._infer(*infer, scope, receive, send)
-        elif (task := self._task.match(scope)) is not None:
-            await self._task(*task, scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+        if scope["type"] == "http":
+            for route in self._routes:
+                if (target := route.match(scope["path"])) is not None:
+                    await route(*target, scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
 
 
 def _describer(

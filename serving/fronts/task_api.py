@@ -1,19 +1,13 @@
-"""POST /models/{name}: a model asked in its task's own terms, as Hugging Face Inference does.
-
-Plain ASGI, ahead of FastAPI's router, whose dependencies and wrappers cost more than most
-calls.
-"""
+"""POST /models/{name}: a model asked in its task's own terms, as Hugging Face Inference does."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from time import monotonic
 from typing import Any
 
 import orjson
 from pydantic import BaseModel
-from starlette.types import Receive, Scope, Send
 
 from serving.calls import Front
 from serving.errors import InvalidRequest, RequestError, Unsupported
@@ -21,20 +15,14 @@ from serving.fronts.asgi import (
     JSON,
     Headers,
     HttpCall,
-    call_of,
-    check_post,
-    describe,
-    error_body,
-    read_body,
-    respond,
 )
 from serving.fronts.asking import Asking
 from serving.fronts.checked import checked
 from serving.fronts.restricted import Restrictions
+from serving.fronts.route import Body, PredictRoute
+from serving.fronts.v2_tensors import Buffer
 from serving.server import Server
 from serving.tasks import File, Question, Task
-
-_TARGET = re.compile(r"/models/([^/]+)")
 
 OPERATION: Mapping[str, Any] = {
     "tags": ["Tasks"],
@@ -73,8 +61,12 @@ OPERATION: Mapping[str, Any] = {
 }
 
 
-class TaskRoute:
+class TaskRoute(PredictRoute):
     """POST /models/{name}"""
+
+    front = Front.TASK
+    operation = "/models/{model}"
+    target = re.compile(r"/models/([^/]+)()")
 
     def __init__(
         self,
@@ -84,59 +76,34 @@ class TaskRoute:
         restrictions: Restrictions,
         statuses: Mapping[str, int],
     ):
-        self._server = server
+        super().__init__(server, max_body_bytes, restrictions, statuses)
         self._asking = asking
-        self._max_body_bytes = max_body_bytes
-        self._restrictions = restrictions
-        self._statuses = statuses
 
-    @staticmethod
-    def match(scope: Scope) -> tuple[str] | None:
-        """The model's name if this is the path of such a call."""
-        found = _TARGET.fullmatch(scope["path"])
-        return (found[1],) if found else None
-
-    async def __call__(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
-        headers: Headers = []
-        media_type = JSON
-        try:
-            check_post(scope, self._restrictions, "inference")
-            call = call_of(scope, Front.TASK, "/models/{model}")
-            answer = await self._answer(call, name, receive)
-            if isinstance(answer, File):
-                content, media_type = answer.content, answer.media_type.encode()
-            else:
-                content = orjson.dumps(answer)
-            status = 200
-        except Exception as error:
-            status, message, headers = describe(error, self._statuses)
-            content = error_body(message)
-        headers.append((b"content-type", media_type))
-        await respond(send, status, [content], headers)
-
-    async def _answer(self, call: HttpCall, name: str, receive: Receive) -> object:
+    async def _answer(
+        self, call: HttpCall, name: str, version: str, body: Body
+    ) -> tuple[list[Buffer], Headers]:
         try:
             task = self._task(name)
-            question = await self._question(call, task, receive)
+            question = await self._question(call, task, body)
         except RequestError as error:
-            self._server.note_invalid(error, call, name)
+            self.server.note_invalid(error, call, name)
             raise
-        return await self._asking.answer(name, task, question, call)
+        answer = await self._asking.answer(name, task, question, call)
+        if isinstance(answer, File):
+            return [answer.content], [(b"content-type", answer.media_type.encode())]
+        return [orjson.dumps(answer)], [(b"content-type", JSON)]
 
     def _task(self, name: str) -> Task:
-        task = self._server.model(name).task
+        task = self.server.model(name).task
         if task is None:
             raise Unsupported(
                 f"model {name!r} has no task; ask it with POST /v2/models/{name}/infer"
             )
         return task
 
-    async def _question(self, call: HttpCall, task: Task, receive: Receive) -> Question:
-        """What is asked. Nothing of the body is left."""
-        body = await read_body(receive, self._max_body_bytes)
-        call.received = monotonic()
+    async def _question(self, call: HttpCall, task: Task, body: Body) -> Question:
         content_type = call.headers.get(b"content-type", b"").decode("latin-1")
-        payload, settings = _open_envelope(content_type, body, task)
+        payload, settings = _open_envelope(content_type, body.take(), task)
         return await self._asking.prepare(task, payload, settings)
 
 

@@ -1,18 +1,13 @@
-"""Infer of Open Inference Protocol v2 over HTTP.
-
-Plain ASGI, ahead of FastAPI's router: no validation framework sees a tensor.
-"""
+"""Infer of Open Inference Protocol v2 over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from collections.abc import Mapping
-from time import monotonic
 from typing import Any
 
 import orjson
-from starlette.types import Receive, Scope, Send
 
 from serving.calls import Front
 from serving.errors import InvalidRequest, Malformed, RequestError, Unsupported
@@ -20,17 +15,11 @@ from serving.fronts.asgi import (
     JSON,
     Headers,
     HttpCall,
-    call_of,
-    check_length,
-    check_post,
-    describe,
-    error_body,
-    read_body,
-    respond,
 )
 from serving.fronts.compression import ENCODINGS, choose, compress, decompress
 from serving.fronts.json_body import as_list, as_object, field, optional, parse_object, required
 from serving.fronts.restricted import Restrictions
+from serving.fronts.route import Answer, Body, PredictRoute
 from serving.fronts.v2_call import (
     InferCall,
     OutputWish,
@@ -56,19 +45,18 @@ from serving.server import Server
 from serving.shared_memory import SharedMemory
 from serving.types import InferRequest, InferResponse, Tensors
 
-Answer = tuple[int, list[Buffer], Headers]
-"""Status, the parts of the body, headers but for its length."""
-
-OPERATION = "/v2/models/{model}/infer"
 HEADER_LENGTH = b"inference-header-content-length"
 
-_TARGET = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]+))?/infer")
 _SMALL_BYTES = 1 << 16
 """What is packed without a thread of its own."""
 
 
-class InferRoute:
+class InferRoute(PredictRoute):
     """POST /v2/models/{name}[/versions/{version}]/infer"""
+
+    front = Front.V2_HTTP
+    operation = "/v2/models/{model}/infer"
+    target = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]+))?/infer")
 
     def __init__(
         self,
@@ -77,64 +65,21 @@ class InferRoute:
         restrictions: Restrictions,
         statuses: Mapping[str, int],
     ):
-        self.server = server
-        self.max_body_bytes = max_body_bytes
-        self._restrictions = restrictions
+        super().__init__(server, max_body_bytes, restrictions, statuses)
         self._patterns = Patterns()
-        self._statuses = statuses
 
-    @property
-    def is_restricted(self) -> bool:
-        """Whether a caller may need a key."""
-        return bool(self._restrictions.keys)
-
-    @staticmethod
-    def match(path: str) -> tuple[str, str] | None:
-        """The model's name and version if this is the path of an infer call."""
-        found = _TARGET.fullmatch(path)
-        return (found[1], found[2] or "") if found else None
-
-    async def __call__(
-        self, name: str, version: str, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        call = call_of(scope, Front.V2_HTTP, OPERATION)
-        try:
-            check_post(scope, self._restrictions, "inference")
-            body = await self._read(call, name, version, receive)
-        except Exception as error:
-            answer = self._refusal(error, call.headers)
-        else:
-            call.received = monotonic()
-            answer = await self.answer(call, name, version, body)
-        await respond(send, *answer)
-
-    async def answer(self, call: HttpCall, name: str, version: str, body: bytes) -> Answer:
-        """What a call comes to, all of which has come."""
-        try:
-            return 200, *await self._answer(call, name, version, body)
-        except Exception as error:
-            return self._refusal(error, call.headers)
-
-    async def _read(self, call: HttpCall, name: str, version: str, receive: Receive) -> bytes:
-        try:
-            return await read_body(receive, self.max_body_bytes)
-        except RequestError as error:
-            self.server.note_invalid(error, call, name, version)
-            raise
-
-    def _refusal(self, error: Exception, asked: Mapping[bytes, bytes]) -> Answer:
-        status, message, headers = describe(error, self._statuses)
-        headers.append((b"content-type", JSON))
-        if isinstance(error, Unsupported) and b"content-encoding" in asked:
+    def _refusal(self, error: Exception, call: HttpCall) -> Answer:
+        status, parts, headers = super()._refusal(error, call)
+        if isinstance(error, Unsupported) and b"content-encoding" in call.headers:
             headers.append((b"accept-encoding", ", ".join(ENCODINGS).encode()))
-        return status, [error_body(message)], headers
+        return status, parts, headers
 
     async def _answer(
-        self, caller: HttpCall, name: str, version: str, body: bytes
+        self, caller: HttpCall, name: str, version: str, whole: Body
     ) -> tuple[list[Buffer], Headers]:
         asked = caller.headers
+        body = whole.take()
         try:
-            check_length(body, self.max_body_bytes)
             if b"content-encoding" in asked:
                 encoding = asked[b"content-encoding"].decode("latin-1")
                 body = await asyncio.to_thread(decompress, encoding, body, self.max_body_bytes)

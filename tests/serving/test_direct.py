@@ -16,6 +16,7 @@ import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.calls import Front
 from serving.fronts import direct
 from serving.fronts.direct import DirectConnection
 from serving.fronts.v2_http import HEADER_LENGTH
@@ -148,6 +149,14 @@ def test_a_known_header_is_no_more_trusted_than_a_new_one(server: RunningServer)
         assert json.loads(text).keys() == {"error"}
 
 
+@pytest.mark.parametrize("path", [b"/v2/models/doubl%65/infer", PATH + b"?a=b", PATH + b"?"])
+def test_a_path_that_is_not_what_it_says(server: RunningServer, path: bytes) -> None:
+    [(status, headers, body)] = exchange(
+        server, request(as_json([1.0, 2.0, 3.0, 4.0]), b"Connection: close", path=path)
+    )
+    assert (status, doubled(headers, body)) == (200, [2.0, 4.0, 6.0, 8.0])
+
+
 def test_a_body_over_the_limit_is_refused_before_its_end(server: RunningServer) -> None:
     def refusals() -> float:
         return metric(server, "slipway_refusals_total", model="double", reason="too_large")
@@ -188,6 +197,8 @@ def test_whoever_goes_away_is_not_computed_for(server: RunningServer) -> None:
 class _Route:
     """Answers any path, as soon as the body is there."""
 
+    front = Front.V2_HTTP
+    operation = "/any"
     max_body_bytes = 1000
     is_restricted = False
     server = SimpleNamespace(sent=lambda call: None)
@@ -202,7 +213,7 @@ class _Route:
 @asynccontextmanager
 async def listening() -> AsyncIterator[int]:
     class Connection(DirectConnection):
-        route = _Route()  # type: ignore[assignment]
+        predictions = (_Route(),)  # type: ignore[assignment]
 
     async def app(scope: object, receive: object, send: object) -> None:
         raise AssertionError("nothing is left to the application")
