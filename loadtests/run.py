@@ -50,6 +50,7 @@ from loadreport.results import FORMAT, Results, comparable, number
 from machine import machine
 from processes import free_port, slipway, start
 
+REPORT = "report.json"
 PACKAGES = ("slipway", "onnxruntime", "numpy", "grpcio", "uvloop")
 
 
@@ -92,6 +93,10 @@ def run(options: argparse.Namespace) -> list[str]:
     }
     baseline = None
     if options.baseline is not None:
+        if options.baseline.resolve() == (options.out / REPORT).resolve():
+            raise Mistake(
+                f"--baseline {options.baseline}: this run would write over it; choose another --out"
+            )
         baseline = load_baseline(options.baseline)
         check(options.baseline, baseline, known)
     with ExitStack() as stack:
@@ -144,6 +149,9 @@ def write(
     from loadreport.page import render
 
     numbers = comparable(results)
+    options.out.mkdir(parents=True, exist_ok=True)
+    document = _finite(asdict(results) | {"comparable": numbers})
+    (options.out / REPORT).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     rows = None
     says = ""
     if baseline is not None:
@@ -154,9 +162,6 @@ def write(
             f" {options.max_regression:.0%} and by more than the rounds of either run do."
         )
         print(table(rows))
-    options.out.mkdir(parents=True, exist_ok=True)
-    document = _finite(asdict(results) | {"comparable": numbers})
-    (options.out / "report.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     page = options.out / "report.html"
     page.write_text(render(results, rows, says))
     for scenario in [*results.closed, *([results.open] if results.open else [])]:
@@ -204,6 +209,13 @@ def running(url: str, grpc_port: int, model: ShippedModel) -> Target:
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise Mistake(f"--url {url}: no server answers there ({reason})") from None
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10):
+            pass
+    except OSError as error:
+        raise Mistake(
+            f"--url {url}: the server does not tell its metrics, which a report needs ({error})"
+        ) from None
     return Target(url, f"{parts.hostname}:{grpc_port}")
 
 

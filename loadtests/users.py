@@ -36,6 +36,7 @@ from loadreport.expectations import problem
 from loadreport.models import MODELS, Front, ShippedModel
 from locust import FastHttpUser, TaskSet, events, tag
 from locust.argument_parser import LocustArgumentParser
+from locust.exception import RescheduleTask
 
 init_gevent()
 
@@ -155,7 +156,11 @@ class AskingUser(FastHttpUser):
         number = random.randrange(len(pool.calls))
         if number not in pool.expected:
             call = pool.calls[number]
-            answer = self._grpc(call) if front == "v2_grpc" else self._http(call)
+            try:
+                answer = self._grpc(call) if front == "v2_grpc" else self._http(call)
+            except (OSError, http.client.HTTPException, grpc.RpcError) as error:
+                self._tell(front, f"{model.name} {front}: asked beforehand", 0.0, error=error)
+                raise RescheduleTask from error
             pool.expected[number] = said(model, front, answer)
         return pool, number
 

@@ -110,14 +110,21 @@ class Trace:
     compute_id: int = field(default_factory=lambda: getrandbits(64))
     """The span of its run, or of its steps."""
     batch: Batch | None = None
+    has_children: bool = False
     steps: list[StepGroup] = field(default_factory=list)
     group_size: int = GROUP
     events: int = 0
     first_event: float = 0.0
     last_event: float = 0.0
 
+    @property
+    def is_parent(self) -> bool:
+        """Whether something was computed that has spans of its own."""
+        return bool(self.steps) or self.has_children
+
     def below(self, span_id: int) -> Trace:
         """For a request that is made on account of one of this one's spans."""
+        self.has_children = True
         return Trace(self.trace_id, span_id, self.state)
 
     def stepped(self, began: float, ended: float, rows: int) -> None:

@@ -30,7 +30,9 @@ def health(url: str) -> None:
 def list_models(url: str) -> None:
     """List the models of a running server and their states."""
     for model in _post(url, "/v2/repository/index", b""):
-        line = f"{model['name']:<24} {model.get('version', ''):>4}  {model['state']}"
+        # Of one that was never asked for, the protocol tells no state.
+        state = model.get("state", "UNAVAILABLE")
+        line = f"{model['name']:<24} {model.get('version', ''):>4}  {state}"
         click.echo(f"{line}  {model['reason']}" if "reason" in model else line)
 
 

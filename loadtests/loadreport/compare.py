@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +53,15 @@ def check(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
     `new` needs no results, only what is known beforehand.
     """
-    pairs = {name: (old[name], new[name]) for name in ("model", "front")}
-    pairs |= {name: (old["machine"][name], new["machine"][name]) for name in ("cpu", "cores")}
-    pairs |= {
-        name: (old["settings"][name], new["settings"][name]) for name in ("clients", "p99_bound_ms")
-    }
+    try:
+        pairs = {name: (old[name], new[name]) for name in ("model", "front")}
+        pairs |= {name: (old["machine"][name], new["machine"][name]) for name in ("cpu", "cores")}
+        pairs |= {
+            name: (old["settings"][name], new["settings"][name])
+            for name in ("clients", "p99_bound_ms")
+        }
+    except (KeyError, TypeError):
+        raise Incomparable(f"--baseline {path}: expected a whole report.json") from None
     for name, (before, now) in pairs.items():
         if before != now:
             raise Incomparable(
@@ -67,14 +72,22 @@ def check(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 def compare(
     old: Mapping[str, dict[str, Any]], new: Mapping[str, dict[str, Any]], tolerance: float
 ) -> list[Row]:
-    """What both runs have measured. `tolerance` is relative: 0.1 is ten percent."""
-    return [
-        Row(
-            name, now["unit"], old[name]["value"], now["value"], _verdict(old[name], now, tolerance)
-        )
-        for name, now in new.items()
-        if name in old
-    ]
+    """What the earlier run has measured. `tolerance` is relative: 0.1 is ten percent.
+
+    A number that only the earlier run has, such as the knee of a server that has none any more, is
+    worse. One that it has not has nothing to be compared with.
+    """
+    rows = []
+    for name, before in old.items():
+        now = new.get(name)
+        if before["value"] is None:
+            continue
+        if now is None or not math.isfinite(now["value"]):
+            rows.append(Row(name, before["unit"], before["value"], math.nan, "worse"))
+        else:
+            verdict = _verdict(before, now, tolerance)
+            rows.append(Row(name, now["unit"], before["value"], now["value"], verdict))
+    return rows
 
 
 def _verdict(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> Verdict:

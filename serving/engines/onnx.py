@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from serving.config import ModelConfig
 from serving.engines.onnx_session import Session, SessionSettings, open_sessions
-from serving.engines.pace import Pace
+from serving.engines.pace import Pace, is_fixed, may_repeat
 from serving.errors import InvalidRequest, ModelLoadError
 from serving.types import DYNAMIC, NUMPY_TYPES, Array, Tensors, TensorSpec
 
@@ -44,11 +44,12 @@ _BFLOAT16 = 16  # TensorProto.BFLOAT16
 class OnnxEngine:
     """One session for each device; each of the instances on it runs a batch in its own thread.
 
-    `sessions` has one entry for each instance. Raises `ModelLoadError` for a graph with tensors
+    `sessions` has one entry for each instance; `batches` says that the first dimension is that of
+    rows. Raises `ModelLoadError` for a graph with tensors
     that cannot be served.
     """
 
-    def __init__(self, path: Path, sessions: Sequence[Session]):
+    def __init__(self, path: Path, sessions: Sequence[Session], *, batches: bool = False):
         graph = sessions[0].session
         self.inputs: Sequence[TensorSpec] = [
             *(tensor_spec(node, path) for node in graph.get_inputs()),
@@ -67,7 +68,8 @@ class OnnxEngine:
                 f"{path}: the graph takes strings and returns BF16,"
                 " and ONNX Runtime's Python interface cannot do both"
             )
-        self._pace = Pace(self.inputs)
+        fixed = is_fixed(self.inputs, batches=batches) and not may_repeat(path)
+        self._pace = Pace(is_fixed=fixed)
         self._free: queue.SimpleQueue[Session] = queue.SimpleQueue()
         for session in sessions:
             self._free.put(session)
@@ -87,12 +89,12 @@ class OnnxEngine:
     def _run(self, inputs: Tensors) -> Tensors:
         feed = {name: _to_onnx(name, tensor) for name, tensor in inputs.items()}
         instance = self._free.get()
-        began = perf_counter()
+        began = thread_time()
         try:
             values = instance.run(self._output_names, feed, as_ort_values=self._returns_bfloat16)
         finally:
             self._free.put(instance)
-            self._pace.ran(perf_counter() - began)
+            self._pace.ran(inputs, thread_time() - began)
         return {
             name: _from_onnx(value) for name, value in zip(self._output_names, values, strict=True)
         }
@@ -113,7 +115,8 @@ def load(config: ModelConfig, directory: Path) -> OnnxEngine:
         path /= "model.onnx"
     if not path.is_file():
         raise ModelLoadError(f"{path}: no such file, and the model's graph is expected there")
-    return OnnxEngine(path, open_sessions(path, config, settings))
+    sessions = open_sessions(path, config, settings)
+    return OnnxEngine(path, sessions, batches=config.max_batch_size > 0)
 
 
 def open_graph(path: Path) -> OnnxEngine:

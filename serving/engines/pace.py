@@ -9,42 +9,72 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from math import inf
+from pathlib import Path
 
 from serving.types import DYNAMIC, Tensors, TensorSpec
 
 QUICK_S = 0.0002
 """The event loop may be kept so long by a run."""
 
+SLOW_S = 0.005
+"""A graph that once took longer has shown that it may: it keeps to its threads."""
+
 MOST_BYTES = 1 << 16
 """Of inputs: the time of a run grows with them, and a caller chooses how many there are."""
+
+_GROWTH = 4
+"""Inputs may have so many times the bytes of the largest of the latest runs."""
 
 _RUNS = 9
 """To know a graph by."""
 
+_LARGEST_FILE = 1 << 26
+# NodeProto.op_type is field 4: its tag, its length, its text.
+_REPEATS = tuple(b"\x22" + bytes([len(name)]) + name for name in (b"Loop", b"Scan", b"If"))
+
+
+def may_repeat(graph: Path) -> bool:
+    """Whether values decide how much an ONNX graph computes; too large a file counts as such."""
+    if graph.stat().st_size > _LARGEST_FILE:
+        return True
+    content = graph.read_bytes()
+    return any(operator in content for operator in _REPEATS)
+
 
 class Pace:
-    """The middle one of the latest runs: whoever is held up by another process has not been slow.
+    """The processor time of the latest runs, so that other processes do not count.
 
-    A graph whose rows have no fixed size is never quick.
+    What is not `fixed` is never quick: a graph where values or sizes decide how much is computed.
     """
 
-    def __init__(self, inputs: Sequence[TensorSpec]):
-        self._is_fixed = all(
-            spec.datatype != "BYTES" and DYNAMIC not in spec.shape[1:] for spec in inputs
-        )
-        self._latest_s: deque[float] = deque(maxlen=_RUNS)
-        self._middle_s = inf
+    def __init__(self, *, is_fixed: bool):
+        self._is_fixed = is_fixed
+        self._latest: deque[tuple[float, int]] = deque(maxlen=_RUNS)
+        self._most_bytes = -1
 
     def is_quick(self, inputs: Tensors) -> bool:
         """Whether a run with these inputs will be."""
-        return (
-            self._is_fixed
-            and self._middle_s <= QUICK_S
-            and sum(tensor.nbytes for tensor in inputs.values()) <= MOST_BYTES
-        )
+        return self._is_fixed and _bytes(inputs) <= self._most_bytes
 
-    def ran(self, seconds: float) -> None:
-        self._latest_s.append(seconds)
-        if len(self._latest_s) == _RUNS:
-            self._middle_s = sorted(self._latest_s)[_RUNS // 2]
+    def ran(self, inputs: Tensors, cpu_s: float) -> None:
+        """A run has ended, which took its thread so much processor time."""
+        if not self._is_fixed:
+            return
+        if cpu_s > SLOW_S:
+            self._is_fixed = False
+        self._latest.append((cpu_s, _bytes(inputs)))
+        times, sizes = zip(*self._latest, strict=True)
+        is_quick = len(times) == _RUNS and max(times) <= QUICK_S
+        self._most_bytes = min(MOST_BYTES, _GROWTH * max(sizes)) if is_quick else -1
+
+
+def is_fixed(inputs: Sequence[TensorSpec], *, batches: bool) -> bool:
+    """Whether every row of these has one size."""
+    return all(
+        spec.datatype != "BYTES" and DYNAMIC not in spec.shape[1 if batches else 0 :]
+        for spec in inputs
+    )
+
+
+def _bytes(inputs: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in inputs.values())

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from http import HTTPStatus
 from time import monotonic
 from typing import ClassVar
 
-import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from serving.fronts.asgi import (
@@ -28,6 +26,9 @@ from serving.fronts.asgi import (
 from serving.fronts.http_connection import Connection
 from serving.fronts.route import Body, PredictRoute
 from serving.fronts.v2_tensors import Buffer
+
+_MOST_PIECES = 64
+"""Each is an object of its own, which may be larger than what it holds."""
 
 _SPECIAL = frozenset("%?#")
 """A path with one of these is not what it says."""
@@ -49,17 +50,19 @@ class DirectConnection(Connection):
         exchange = self._current()
         if exchange is not None and (missing := exchange.missing):
             # The parser would copy the body once more.
+            self._unset_keepalive_if_required()
             self._stop_waiting()
             exchange.take(data[:missing])
             if len(data) >= missing:
-                self.parser = httptools.HttpRequestParser(self)
+                self._parse_anew()
                 exchange.begin()
             data = data[missing:]
         if data:
             super().data_received(data)
             exchange = self._current()
         if exchange is not None and exchange.collects:
-            self._patience = self.loop.call_later(exchange.patience_s(), self._give_up, exchange)
+            exchange.wait()
+            self._patience = self.loop.call_later(exchange.patience_s(), exchange.give_up)
 
     def on_headers_complete(self) -> None:
         target = self._target()
@@ -112,10 +115,6 @@ class DirectConnection(Connection):
                 return route, *target
         return None
 
-    def _give_up(self, exchange: _Exchange) -> None:
-        exchange.response_complete = True
-        self._refuse(HTTPStatus.REQUEST_TIMEOUT, "the request body did not come in time")
-
 
 class _Exchange:
     """One call and its answer. What uvicorn asks of its own is named as there."""
@@ -137,21 +136,24 @@ class _Exchange:
         self._version = version
         self._call = call
         self._pieces: list[bytes] = []
+        self._joined = bytearray()
+        """Pieces that were too many to be kept as they came."""
         self._size = 0
         self._since = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._whole: asyncio.Future[None] | None = None
+        """For a task that began before the body was there."""
+        self._stopped = (503, "the server stopped before it had an answer")
+        """What a caller is told whose task is cancelled."""
         self.missing = 0
         """Bytes of the body that are to come; 0 if nobody has told how many."""
         if b"transfer-encoding" not in call.headers:
             self.missing = int(call.headers.get(b"content-length", b"0"))
         self.keep_alive: bool = connection.parser.should_keep_alive()
+        self.collects = True
+        """Whether more of the body is to come, and is wanted."""
         self.disconnected = False
         self.response_complete = False
-
-    @property
-    def collects(self) -> bool:
-        """Whether more of the body is to come, and is wanted."""
-        return self._task is None and not self.response_complete
 
     def take(self, piece: bytes) -> None:
         """A piece of the body."""
@@ -160,8 +162,17 @@ class _Exchange:
             return
         self._pieces.append(piece)
         self._size += len(piece)
+        if len(self._pieces) == _MOST_PIECES:
+            self._joined += b"".join(self._pieces)
+            self._pieces.clear()
         if self._size > self._route.max_body_bytes:
             self.begin()
+
+    def wait(self) -> None:
+        """The body comes in parts. There is a task meanwhile, which uvicorn can cancel."""
+        if self._task is None:
+            self._whole = self._connection.loop.create_future()
+            self._start()
 
     def patience_s(self) -> float:
         """How long the caller may take for the next piece of the body."""
@@ -174,35 +185,60 @@ class _Exchange:
         """Answer: the body is there, or more of it than there may be."""
         if not self.collects:
             return
-        connection = self._connection
-        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces.clear()
-        self._task = connection.loop.create_task(self._answer(Body(body)))
-        # For uvicorn waits for these when it shuts down, and cancels them when it is time.
-        connection.tasks.add(self._task)
-        self._task.add_done_callback(connection.tasks.discard)
+        self.collects = False
+        if self._whole is None:
+            self._start()
+        elif not self._whole.done():
+            self._whole.set_result(None)
+
+    def give_up(self) -> None:
+        """The body has not come in time."""
+        self._stopped = (408, "the request body did not come in time")
+        self.keep_alive = False
+        self._cancel()
 
     def abandon(self) -> None:
         """The caller is gone."""
         self.disconnected = True
+        self._cancel()
+
+    def _start(self) -> None:
+        connection = self._connection
+        self._task = connection.loop.create_task(self._answer())
+        # For uvicorn waits for these when it shuts down, and cancels them when it is time.
+        connection.tasks.add(self._task)
+        self._task.add_done_callback(connection.tasks.discard)
+
+    def _cancel(self) -> None:
+        self.collects = False
         if self._task is not None:
             self._task.cancel()
 
-    async def _answer(self, body: Body) -> None:
+    async def _answer(self) -> None:
         route, call = self._route, self._call
         call.front, call.operation = route.front, route.operation
-        call.received = monotonic()
         try:
-            answer = await route.answer(call, self._name, self._version, body)
+            if self._whole is not None:
+                await self._whole
+            call.received = monotonic()
+            answer = await route.answer(call, self._name, self._version, self._body())
         except asyncio.CancelledError:
             if self.disconnected:
                 return
-            message = error_body("the server stopped before it had an answer")
-            self._send(503, [message], [(b"content-type", JSON)])
+            self.collects = False
+            status, message = self._stopped
+            self._send(status, [error_body(message)], [(b"content-type", JSON)])
         else:
             self._send(*answer)
         finally:
             route.server.sent(call)
+
+    def _body(self) -> Body:
+        pieces, self._pieces = self._pieces, []
+        if self._joined:
+            pieces.insert(0, bytes(self._joined))
+            self._joined.clear()
+        return Body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     def _send(self, status: int, parts: Sequence[Buffer], headers: Headers) -> None:
         connection = self._connection

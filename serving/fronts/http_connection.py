@@ -94,7 +94,7 @@ class Connection(HttpToolsProtocol):
     def _head_without_upgrade(self) -> bytes:
         """The head that has come, without the offer and for a parser that has not seen it."""
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        self.parser = httptools.HttpRequestParser(self)
+        self._parse_anew()
         if method == b"CONNECT":  # asks for a proxy, and nothing is left of it
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "Method Not Allowed")
             return b""
@@ -106,6 +106,12 @@ class Connection(HttpToolsProtocol):
             if name not in _UPGRADES:
                 lines.append(name + b": " + value)
         return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _parse_anew(self) -> None:
+        """Begin with a parser that has seen nothing, as lenient as uvicorn's."""
+        self.parser = httptools.HttpRequestParser(self)
+        # A caller that closes may have sent more, and shall have its answer nevertheless.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def _wait_for_head(self) -> None:
         self._patience = self.loop.call_later(

@@ -129,7 +129,9 @@ class Metrics(Collector):
         loads = CounterMetricFamily(
             "slipway_model_loads", "Versions that were loaded or not", labels=("model", "result")
         )
-        for name, counts in self._loads.items():
+        # All that is there from the beginning: who counts from 1 has not grown.
+        for name in sorted({name for name, _, _ in self.states()} | self._loads.keys()):
+            counts = self._loads.get(name, Counter())
             for successfully, result in _LOADS.items():
                 loads.add_metric((name, result), counts[successfully])
         yield from (states, loads)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from random import getrandbits
 from time import monotonic, monotonic_ns, time_ns
 
@@ -177,6 +178,10 @@ class SpanTracer:
         batch = trace.batch
         for name, (start, end) in STAGES.items():
             began, ended = getattr(stamps, start), getattr(stamps, end)
+            if name == "compute" and trace.is_parent and not (began and ended):
+                # What was computed on the way has its place, though it came to no end.
+                began = began or stamps.batched or stamps.queued or stamps.received
+                ended = stamps.answered or monotonic()
             if not (began and ended) or (name == "send" and not is_sent):
                 continue
             attributes: dict[str, str | int | float] = {}
@@ -238,7 +243,7 @@ class SpanTracer:
     ) -> None:
         """Queue a span: when it began and ended, and its trace, its id and its parent's."""
         trace, span_id, parent_id = place
-        state = TraceState.from_header([trace.state]) if trace.state else None
+        state = _state(trace.state)
 
         def context(span_id: int, *, is_remote: bool = False) -> SpanContext:
             return SpanContext(trace.trace_id, span_id, is_remote, _SAMPLED, state)
@@ -259,6 +264,14 @@ class SpanTracer:
                 instrumentation_scope=self._scope,
             )
         )
+
+
+@lru_cache(maxsize=64)
+def _state(header: str) -> TraceState | None:
+    """W3C asks for the first 512 characters to be passed on; who sends more has none."""
+    if not header or len(header) > 512:
+        return None
+    return TraceState.from_header([header])
 
 
 class _Clock:

@@ -260,7 +260,8 @@ def _check(name: str, value: object, *, export: bool) -> None:
     elif name in _LOWEST:
         lowest = 0 if export and name == "trace_rate" else _LOWEST[name]
         if not re.fullmatch(r"-?\d{1,18}", value[0], re.ASCII) or int(value[0]) < lowest:
+            note = "; 0 needs mode=opentelemetry" if (name, value) == ("trace_rate", ["0"]) else ""
             raise InvalidRequest(
                 f"trace setting {name!r} must be an integer of {lowest} or more,"
-                f" got {shown(value[0])}"
+                f" got {shown(value[0])}{note}"
             )

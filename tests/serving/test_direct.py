@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -157,6 +159,37 @@ def test_a_path_that_is_not_what_it_says(server: RunningServer, path: bytes) -> 
     assert (status, doubled(headers, body)) == (200, [2.0, 4.0, 6.0, 8.0])
 
 
+def test_a_body_in_more_chunks_than_are_kept(server: RunningServer) -> None:
+    body = as_json([1.0, 2.0, 3.0, 4.0]) + b" " * 2000
+    chunks = b"".join(b"2\r\n%b\r\n" % body[at : at + 2] for at in range(0, len(body) - 1, 2))
+    rest = body[-1:] if len(body) % 2 else b""
+    last = (b"1\r\n%b\r\n" % rest if rest else b"") + b"0\r\n\r\n"
+    head = b"POST " + PATH + b" HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    [(status, headers, answer)] = exchange(server, head + chunks + last)
+    assert (status, doubled(headers, answer)) == (200, [2.0, 4.0, 6.0, 8.0])
+
+
+def test_who_closes_may_have_sent_more(server: RunningServer) -> None:
+    body = as_json([1.0, 2.0, 3.0, 4.0])
+    first, last = request(body), request(body, b"Connection: close")
+    got = exchange(server, first[:-5], first[-5:], last + b"what nobody reads")
+    assert [status for status, _, _ in got] == [200, 200]
+
+
+def test_who_still_sends_when_the_server_stops_is_told_so(tmp_path: Path) -> None:
+    write_fake(tmp_path, "echo")
+    with serving(tmp_path, "--exit-timeout-secs", "2") as server:
+        address = ("127.0.0.1", server.http_port)
+        with closing(socket.create_connection(address, 20)) as connection:
+            path = b"/v2/models/echo/infer"
+            connection.sendall(request(b" " * 100, b"X-Request-Id: mine", path=path)[:-50])
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            [(status, headers, text)] = answers(connection.recv(1 << 16))
+        assert (status, headers["x-request-id"]) == (503, "mine")
+        assert b"the server stopped before it had an answer" in text
+
+
 def test_a_body_over_the_limit_is_refused_before_its_end(server: RunningServer) -> None:
     def refusals() -> float:
         return metric(server, "slipway_refusals_total", model="double", reason="too_large")
@@ -231,9 +264,10 @@ async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(direct, "SILENCE_S", 0.3)
     async with listening() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request(b"x" * 100)[:-50])
+        writer.write(request(b"x" * 100, b"X-Request-Id: mine")[:-50])
         answer = await asyncio.wait_for(reader.read(), 10)
         assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"x-request-id: mine" in answer
         assert b"the request body did not come in time" in answer
         writer.close()
 
