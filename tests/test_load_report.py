@@ -361,7 +361,8 @@ def measured(value: float, least: float, most: float, unit: str = "ms") -> dict[
     ],
 )
 def test_verdicts(old: dict[str, Any], new: dict[str, Any], verdict: str) -> None:
-    [row] = compare({"load": old, "gone": old}, {"load": new, "added": new}, 0.1)
+    row, gone = compare({"load": old, "gone": old}, {"load": new, "added": new}, 0.1)
+    assert (gone.name, gone.verdict) == ("gone", "worse")
     assert (row.name, row.verdict) == ("load", verdict)
 
 

@@ -65,7 +65,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         sent += send(server, 2.0)
         await_true(lambda: asked.value("sum(slipway_requests_total)") == sum(sent.values()))
         trained = "slipway_training_epoch >= 3 and rate(slipway_training_steps_total[1m]) > 0"
-        await_true(lambda: bool(asked.query(trained)), within_s=60)
+        await_true(lambda: bool(asked.query(trained)), within_s=180)
         yield Scene(asked, server, repository, collector, sent)
 
 
