@@ -13,6 +13,7 @@ from serving.errors import ConfigError, OperatorError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from serving.repository import ModelVersion
     from serving.tuning.search import Final
     from serving.tuning.setting import Setting
     from serving.tuning.trial import Trial
@@ -153,19 +154,13 @@ def _tune(
     write: bool,
     out: Path,
 ) -> None:
-    import asyncio
     import difflib
-    import sys
-    from dataclasses import replace
-
-    import uvloop
 
     from serving.pbtxt import CONFIG_FILE, read_text
     from serving.repository import Repositories, versions
     from serving.tuning import report, search
     from serving.tuning.files import make_directory, read_text_file, replace_text_file
-    from serving.tuning.setting import Axes, check_tunable, cores, parse, setting_of, written
-    from serving.tuning.trial import as_served, measure
+    from serving.tuning.setting import check_tunable, cores, parse, setting_of, written
 
     if isnan(bound_ms):
         raise OperatorError("--latency-ms: expected a number above 0, got nan")
@@ -177,22 +172,84 @@ def _tune(
     config = read_text(text, directory)
     check_tunable(config)
     version = versions(directory, config)[-1]
+    make_directory(out)
     today = setting_of(parse(text))
+
+    explored, finals = _measure(
+        version,
+        text,
+        today,
+        bound_ms=bound_ms,
+        concurrencies=concurrencies,
+        seconds=seconds,
+        shapes=shapes,
+    )
+    best = search.choose(finals, today, bound_ms, cores())
+    chosen = best.median.setting if best else None
+    trials = report.ordered(explored, finals, today, bound_ms)
+    click.echo(report.table(trials, finals, today, chosen))
+    circumstances = {"model": name, "latency_ms": bound_ms, "seconds": seconds, "cores": cores()}
+    results = out / report.RESULTS_FILE
+    report.write_results(results, trials, finals, today, chosen, **circumstances)
+    if report.can_plot():
+        title = f"{name}: throughput and latency of each setting"
+        report.plot(out / report.PLOT_FILE, title, trials, finals, today, chosen, bound_ms)
+        click.echo(f"\n{results} has every number, {out / report.PLOT_FILE} shows the trade-off.")
+    else:
+        click.echo(f"\n{results} has every number; for a plot of the trade-off install matplotlib.")
+
+    if chosen is None:
+        raise click.ClickException(_too_slow(finals, bound_ms))
+    if chosen == today:
+        click.echo(f"Today's setting is the best: {today}. Nothing is to be changed.")
+        return
+    new = written(text, chosen, directory)
+    if write:
+        replace_text_file(path, text, new)
+        click.echo(f"Written to {path}: {chosen}.")
+        return
+    click.echo(f"Best is: {chosen}. To put it into {path} use --write, or:\n")
+    before, after = text.splitlines(), new.splitlines()
+    for line in difflib.unified_diff(before, after, "today", "best", n=1, lineterm=""):
+        click.echo(line)
+
+
+def _measure(
+    version: ModelVersion,
+    text: str,
+    today: Setting,
+    *,
+    bound_ms: float,
+    concurrencies: tuple[int, ...],
+    seconds: float,
+    shapes: dict[str, tuple[int, ...]],
+) -> tuple[list[Trial], list[Final]]:
+    """All that was tried, the best first, and what was measured again; under a progress bar."""
+    import asyncio
+    import sys
+    from dataclasses import replace
+
+    import uvloop
+
+    from serving.pbtxt import read_text
+    from serving.tuning import search
+    from serving.tuning.setting import Axes, cores, written
+    from serving.tuning.trial import as_served, measure
+
+    directory = version.directory.parent
     axes = Axes.of(
         today,
         cores=cores(),
-        max_batch_size=config.max_batch_size,
+        max_batch_size=version.config.max_batch_size,
         concurrency=concurrencies[-1],
         bound_ms=bound_ms,
     )
-    make_directory(out)
-
     with (
         as_served(),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         click.progressbar(
             length=axes.expected_trials + search.ROUNDS * (search.FINALISTS + 1) * _FINAL_STEPS,
-            label=f"tuning {name}",
+            label=f"tuning {version.config.name}",
             file=sys.stderr,
             item_show_func=_shown,
         ) as bar,
@@ -225,45 +282,7 @@ def _tune(
         finalists += [today] * (today not in finalists)
         bar.length = bar.pos + search.ROUNDS * len(finalists) * _FINAL_STEPS
         rounds = [trials(finalists, seconds, _FINAL_STEPS) for _ in range(search.ROUNDS)]
-        finals = [search.summarize(each) for each in zip(*rounds, strict=True)]
-
-    best = search.choose(finals, today, bound_ms, cores())
-    chosen = best.median.setting if best else None
-    all_trials = report.ordered(explored, finals, today, bound_ms)
-    click.echo(report.table(all_trials, finals, today, chosen))
-    report.write_results(
-        out / report.RESULTS_FILE,
-        all_trials,
-        finals,
-        today,
-        chosen,
-        model=name,
-        latency_ms=bound_ms,
-        seconds=seconds,
-        cores=cores(),
-    )
-    click.echo(f"\n{out / report.RESULTS_FILE} has every number", nl=False)
-    if report.can_plot():
-        title = f"{name}: throughput and latency of each setting"
-        report.plot(out / report.PLOT_FILE, title, all_trials, finals, today, chosen, bound_ms)
-        click.echo(f", {out / report.PLOT_FILE} shows the trade-off.")
-    else:
-        click.echo("; for a plot of the trade-off install matplotlib.")
-
-    if chosen is None:
-        raise click.ClickException(_too_slow(finals, bound_ms))
-    if chosen == today:
-        click.echo(f"Today's setting is the best: {today}. Nothing is to be changed.")
-        return
-    new = written(text, chosen, directory)
-    if write:
-        replace_text_file(path, text, new)
-        click.echo(f"Written to {path}: {chosen}.")
-        return
-    click.echo(f"Best is: {chosen}. To put it into {path} use --write, or:\n")
-    before, after = text.splitlines(), new.splitlines()
-    for line in difflib.unified_diff(before, after, "today", "best", n=1, lineterm=""):
-        click.echo(line)
+    return explored, [search.summarize(each) for each in zip(*rounds, strict=True)]
 
 
 def _shown(setting: Setting | None) -> str:

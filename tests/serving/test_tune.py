@@ -9,19 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 from click.testing import CliRunner, Result
 from google.protobuf import text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.cache import ResponseCache
 from serving.cli import main
+from serving.config import ModelConfig
 from serving.errors import OperatorError
+from serving.loading import Surroundings, load_model
 from serving.pbtxt.edit import set_field, set_parameter
+from serving.repository import Repositories
+from serving.scheduling.meter import LateMeter
 from serving.tuning.files import replace_text_file
 from serving.tuning.report import pareto
 from serving.tuning.search import choose, explore, rank, summarize
 from serving.tuning.setting import Axes, Setting, parse, setting_of, written
-from serving.tuning.trial import Point, Trial
+from serving.tuning.trial import Point, Trial, made_inputs
+from serving.types import InferRequest, InferResponse
+from tests.conftest import SHIPPED
 from tests.support import config, write_config, write_model
 
 COMMENTED = """
@@ -45,7 +53,8 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
 def tune(tmp_path: Path, *arguments: str) -> Result:
     out = str(tmp_path / "out")
     options = ["--model-repository", str(tmp_path), "--seconds", "0.03", "--out", out]
-    return CliRunner().invoke(main, ["tune", *options, "--concurrency", "1,3", *arguments])
+    options += ["--concurrency", "1,3", "--latency-ms", "1000"]
+    return CliRunner().invoke(main, ["tune", *options, *arguments])
 
 
 def untuned(text: str) -> Any:
@@ -72,7 +81,7 @@ def test_writes_the_tuned_fields_and_nothing_else(tmp_path: Path) -> None:
     path.chmod(0o640)
     before = path.read_text()
 
-    shown = tune(tmp_path, "m", "--latency-ms", "1000")
+    shown = tune(tmp_path, "m")
     assert shown.exit_code == 0, shown.output
     assert path.read_text() == before
     header, today, *others = shown.stdout.partition("\n\n")[0].splitlines()
@@ -84,7 +93,7 @@ def test_writes_the_tuned_fields_and_nothing_else(tmp_path: Path) -> None:
     assert sum(line.endswith("chosen") for line in others) == 1
     assert "\n--- today\n+++ best\n" in shown.stdout
 
-    result = tune(tmp_path, "m", "--latency-ms", "1000", "--write")
+    result = tune(tmp_path, "m", "--write")
     assert result.exit_code == 0, result.output
     after = path.read_text()
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -153,15 +162,44 @@ def test_dynamic_shapes(tmp_path: Path) -> None:
 
 
 def test_requests_that_are_refused_do_not_count(tmp_path: Path) -> None:
-    extra = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
+    extra = (
+        "dynamic_batching { preserve_ordering: true default_queue_policy { max_queue_size: 1 } }"
+    )
     write_model(tmp_path, "m", max_batch_size=1, extra=extra)
-    result = tune(tmp_path, "m", "--latency-ms", "1000")
+    result = tune(tmp_path, "m")
     assert result.exit_code == 0, result.output
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     alone, crowded = results["trials"][0]["points"]
     assert alone["p99_ms"] > 0
     assert crowded["p99_ms"] is None
     assert "refused" in result.stdout
+    # Of several instances one overtakes another.
+    assert {trial["setting"]["instances"] for trial in results["trials"]} == {1}
+
+
+async def test_an_example_is_asked_where_there_is_one() -> None:
+    """The shipped recogniser takes recordings of any length."""
+
+    async def ask(request: InferRequest) -> InferResponse:
+        raise AssertionError(request)
+
+    def find(name: str, version: str) -> ModelConfig:
+        raise AssertionError(name)
+
+    (version,) = Repositories([SHIPPED]).read("spoken-numbers")
+    surroundings = Surroundings(ResponseCache(0), ask, find)
+    model = await load_model(version, surroundings, LateMeter())
+    recording = soundfile.info(version.directory / "example.wav")
+    try:
+        found = made_inputs(model, version.directory, {})
+        assert found["waveform"].shape == (1, round(recording.duration * 16_000))
+        assert model.rows(InferRequest(model.config.name, found)) == 1
+        assert made_inputs(model, version.directory, {"waveform": (480,)})["waveform"].shape == (
+            1,
+            480,
+        )
+    finally:
+        await model.close()
 
 
 @pytest.mark.parametrize(
