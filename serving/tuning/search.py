@@ -79,7 +79,8 @@ def summarize(rounds: Sequence[Trial]) -> Final:
 
 def choose(finals: Sequence[Final], today: Setting, bound_ms: float, cores: int) -> Final | None:
     """The one with the highest throughput within the bound; of equal ones the cheapest, and today's
-    rather than another that is as cheap. None if none keeps the bound.
+    rather than another that is as cheap, then the one with the least delay, then one without
+    preferred batches. None if none keeps the bound.
     """
     meeting = [final for final in finals if rank(final.median, bound_ms)[0]]
     if not meeting:
@@ -96,6 +97,13 @@ def choose(finals: Sequence[Final], today: Setting, bound_ms: float, cores: int)
     def preference(final: Final) -> tuple[object, ...]:
         setting = final.median.setting
         *workers, delay_us = setting.cost(cores)
-        return (*workers, setting != today, delay_us, -rank(final.median, bound_ms)[1])
+        is_plain = not setting.batches
+        return (
+            *workers,
+            setting != today,
+            delay_us,
+            not is_plain,
+            -rank(final.median, bound_ms)[1],
+        )
 
     return min(equal, key=preference)

@@ -350,6 +350,10 @@ def test_rank_and_choice() -> None:
     other = Setting(2, 1, (4,), 100)
     assert chosen(trial(two, (100, 5)), trial(other, (99, 5)), today=other) == other
     assert chosen(trial(two, (100, 5)), trial(other, (90, 5)), today=other) == two
+    # Else the one that waits less, and the one that says less.
+    assert chosen(trial(other, (100, 5)), trial(two, (99, 5))) == two
+    sized = Setting(2, 1, (8,))
+    assert chosen(trial(sized, (100, 5)), trial(two, (99, 5)), trial(other, (100, 5))) == two
     # Rounds that differ tell how large the noise is.
     noisy = summarize([trial(two, (rows, 5)) for rows in (90, 100, 110)])
     steady = summarize([trial(one, (91, 5))] * 3)
