@@ -125,10 +125,11 @@ def tune(
     The model is run as the server runs it, without the network, under closed loops of clients.
     Varied are instance_group.count, intra_op_thread_count, and, where the model batches,
     preferred_batch_size and max_queue_delay_microseconds of dynamic_batching. A coarse search
-    along each of them is followed by their neighbours; the best three and today's setting are
-    measured three times more. Chosen is the setting with the most rows a second at the largest
-    concurrency whose p99 keeps the bound; of those that are equal within the noise, the one with
-    the fewest threads. Do nothing else on the machine meanwhile.
+    along each of them is followed by their neighbours; the best three, the best without delay, and
+    today's are measured three times more. Chosen is the setting with the most rows a second at the
+    largest concurrency whose p99 keeps the bound; of those that are equal within the noise, the
+    one with the fewest threads, then with the least delay. Do nothing else on the machine
+    meanwhile.
 
     MODEL must be one graph for ONNX Runtime. With --write its config.pbtxt is changed in place:
     the tuned fields, and nothing else, so that comments stay. Exits with 1 if no setting keeps the
@@ -248,7 +249,7 @@ def _measure(
         as_served(),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         click.progressbar(
-            length=axes.expected_trials + search.ROUNDS * (search.FINALISTS + 1) * _FINAL_STEPS,
+            length=axes.expected_trials + search.ROUNDS * (search.FINALISTS + 2) * _FINAL_STEPS,
             label=f"tuning {version.config.name}",
             file=sys.stderr,
             item_show_func=_shown,
@@ -278,8 +279,7 @@ def _measure(
         explored = search.explore(
             today, axes, bound_ms, lambda some: trials(some, seconds / _FINAL_STEPS, 1)
         )
-        finalists = [trial.setting for trial in explored[: search.FINALISTS]]
-        finalists += [today] * (today not in finalists)
+        finalists = search.finalists(explored, today)
         bar.length = bar.pos + search.ROUNDS * len(finalists) * _FINAL_STEPS
         rounds = [trials(finalists, seconds, _FINAL_STEPS) for _ in range(search.ROUNDS)]
     return explored, [search.summarize(each) for each in zip(*rounds, strict=True)]

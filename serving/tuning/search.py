@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from serving.tuning.setting import Axes, Setting
 from serving.tuning.trial import Point, Trial
 
 FINALISTS = 3
-"""Settings that are measured again, beside today's."""
+"""The best settings of the search, which are measured again, beside two others."""
 
 ROUNDS = 3
 """So often."""
@@ -63,6 +63,19 @@ def explore(
     return sorted(trials.values(), key=lambda trial: rank(trial, bound_ms), reverse=True)
 
 
+def finalists(explored: Sequence[Trial], today: Setting) -> list[Setting]:
+    """What is measured again, of trials that are the best first: the first ones, the best one
+    without delay, and today's.
+
+    Clients in a closed loop move in step, so a delay may look better than it is; where it gains
+    nothing beyond noise, `choose` does without.
+    """
+    tried = [trial.setting for trial in explored]
+    twin = replace(tried[0], delay_us=0)
+    chosen = [*tried[:FINALISTS], *([twin] if twin in tried else []), today]
+    return list(dict.fromkeys(chosen))
+
+
 def summarize(rounds: Sequence[Trial]) -> Final:
     """The median of each number at each concurrency."""
     points = [
@@ -78,9 +91,8 @@ def summarize(rounds: Sequence[Trial]) -> Final:
 
 
 def choose(finals: Sequence[Final], today: Setting, bound_ms: float, cores: int) -> Final | None:
-    """The one with the highest throughput within the bound; of equal ones the cheapest, and today's
-    rather than another that is as cheap, then the one with the least delay, then one without
-    preferred batches. None if none keeps the bound.
+    """The one with the highest throughput within the bound; of equal ones the cheapest, then
+    today's, then one without preferred batches. None if none keeps the bound.
     """
     meeting = [final for final in finals if rank(final.median, bound_ms)[0]]
     if not meeting:
@@ -96,14 +108,7 @@ def choose(finals: Sequence[Final], today: Setting, bound_ms: float, cores: int)
 
     def preference(final: Final) -> tuple[object, ...]:
         setting = final.median.setting
-        *workers, delay_us = setting.cost(cores)
-        is_plain = not setting.batches
-        return (
-            *workers,
-            setting != today,
-            delay_us,
-            not is_plain,
-            -rank(final.median, bound_ms)[1],
-        )
+        speed = rank(final.median, bound_ms)[1]
+        return (*setting.cost(cores), setting != today, bool(setting.batches), -speed)
 
     return min(equal, key=preference)
