@@ -22,6 +22,7 @@ COMMANDS = {
     "publish": "training.cli:publish",
     "import": "training.importing_cli:import_model",
     "check": "serving.cli:check",
+    "tune": "serving.tuning.command:tune",
     "serve": "serving.cli:serve",
     "health": "serving.client:health",
     "list": "serving.client:list_models",

@@ -20,7 +20,7 @@ async def warm_up(config: ModelConfig, scheduler: AnyScheduler) -> None:
         # A sequence has one row at a time, so many rows are as many sequences.
         requests = range(max(1, warmup.rows) if config.sequences else 1)
         rows = 1 if config.sequences and warmup.rows else warmup.rows
-        inputs = {name: _tensor(item, rows) for name, item in warmup.inputs.items()}
+        inputs = {name: warmup_tensor(item, rows) for name, item in warmup.inputs.items()}
         for _ in range(max(1, warmup.count)):
             try:
                 await asyncio.gather(
@@ -52,7 +52,7 @@ def _warmup_step(config: ModelConfig, number: int) -> SequenceStep | None:
     return SequenceStep(str(number + 1) if has_text_ids else number + 1, start=True, end=True)
 
 
-def _tensor(item: WarmupInput, rows: int) -> Array:
+def warmup_tensor(item: WarmupInput, rows: int) -> Array:
     """The tensor of a warm-up input, with a batch dimension if `rows` is not 0."""
     shape = (rows, *item.shape) if rows else item.shape
     dtype = NUMPY_TYPES[item.datatype]

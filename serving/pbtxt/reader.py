@@ -46,7 +46,15 @@ def read_config(directory: Path) -> ModelConfig:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read: it is not UTF-8") from error
-    return _read(Source.of_text(str(path), text), directory)
+    return read_text(text, directory)
+
+
+def read_text(text: str, directory: Path) -> ModelConfig:
+    """Read and check what might stand in the `config.pbtxt` of `directory`.
+
+    Raises `ConfigError`.
+    """
+    return _read(Source.of_text(str(directory / CONFIG_FILE), text), directory)
 
 
 def read_override(text: str, directory: Path) -> ModelConfig:
