@@ -72,6 +72,8 @@ def load(
     headers = [f"{name}: {value}" for name, value in requests[0].headers.items()]
     log = scratch / "log.tsv"
     if wire == "v2-grpc":
+        # h2load appends.
+        log.unlink(missing_ok=True)
         command = ["h2load", "-t1", f"-c{connections}", "-m1", f"-D{round(1000 * seconds)}ms"]
         command += [f"--log-file={log}", "-d", str(scratch / "0")]
         command += [part for header in headers for part in ("-H", header)]

@@ -1,11 +1,11 @@
 """The wire: how fast Slipway answers next to the bare ONNX Runtime loop and to other servers.
 
 Everybody has the same ONNX file and the same session options. Two networks, with random weights:
-`small` (16 -> 32 -> 4), where only the server's own cost counts, and `residual` (3x64x64, some
-milliseconds), where the network does. A request is one row. Closed loop: each connection asks again
+`small` (16 -> 32 -> 4), where only the server's own cost counts, and `residual` (3x64x64, a
+millisecond or two), where the network does. A request is one row. Closed loop: each connection asks again
 when it has its answer, so that batches of up to 32 can form where a server makes them.
 
-  python loadtests/bench/wire_speed.py                                   everybody; an hour or so
+  python loadtests/bench/wire_speed.py                                   everybody; 40 minutes
   python loadtests/bench/wire_speed.py --networks small --rounds 1 --seconds 1 \\
       --contenders slipway-binary fastapi-raw                            two of them; a minute
 
@@ -91,10 +91,25 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--out", type=Path, default=ROOT / "runs/bench-wire", metavar="DIR")
-    add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="both")
+    networks = list(NETWORKS)
+    add(
+        "--networks",
+        nargs="+",
+        choices=networks,
+        default=networks,
+        metavar="NAME",
+        help="small residual",
+    )
     names = list(CONTENDERS)
     add("--contenders", nargs="+", choices=names, default=names, metavar="NAME", help=_names())
-    add("--connections", nargs="+", type=_whole, default=[1, 8, 32, 64], help="1 8 32 64")
+    add(
+        "--connections",
+        nargs="+",
+        type=_whole,
+        default=[1, 8, 32, 64],
+        metavar="N",
+        help="1 8 32 64",
+    )
     add("--rounds", type=_whole, default=3, help="turns that each contender gets (3)")
     add("--seconds", type=_seconds, default=5.0, help="that each measurement takes (5)")
     add("--warmup-s", type=_seconds, default=1.0, help="before each, not measured (1)")
@@ -247,7 +262,7 @@ def show(results: Results, left_out: Sequence[str], options: argparse.Namespace)
         f"{machine(*PACKAGES)['cpu']}, {os.cpu_count()} cores, of which other processes took"
         f" {100 * max(results.others_cpu):.0f} %. Everybody has one session, of"
         f" {options.threads} threads, and batches of up to {MAX_BATCH}. Medians of"
-        f" {options.rounds} rounds, {options.seconds:g} s each."
+        f" {options.rounds} × {options.seconds:g} s."
     )
     about = " ".join([about, *left_out])
     text = f"{about}\n\n{tables(results)}"
