@@ -115,7 +115,7 @@ def _h2load(output: str, log: Path, answer_bytes: int) -> tuple[float, float, fl
     assert data is not None, output
     with_data = int(data[1]) // answer_bytes
     succeeded = min(len(took_s), with_data)
-    seconds = ((started_us + took_us).max() - started_us.min()) / 1e6
+    seconds = float((started_us + took_us).max() - started_us.min()) / 1e6
     p50, p99 = np.percentile(took_s, (50, 99))
     return succeeded / seconds, float(p50), float(p99), len(rows) - succeeded
 

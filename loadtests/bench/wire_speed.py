@@ -2,8 +2,8 @@
 
 Everybody has the same ONNX file and the same session options. Two networks, with random weights:
 `small` (16 -> 32 -> 4), where only the server's own cost counts, and `residual` (3x64x64, a
-millisecond or two), where the network does. A request is one row. Closed loop: each connection asks again
-when it has its answer, so that batches of up to 32 can form where a server makes them.
+millisecond or two), where the network does. A request is one row. Closed loop: each connection
+asks again when it has its answer, so that batches of up to 32 can form where a server makes them.
 
   python loadtests/bench/wire_speed.py                                   everybody; 40 minutes
   python loadtests/bench/wire_speed.py --networks small --rounds 1 --seconds 1 \\
