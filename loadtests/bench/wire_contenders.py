@@ -71,7 +71,8 @@ def install(server: str, out: Path) -> Path:
             try:
                 return peer.install()
             except peer.Unobtainable as error:
-                raise Uninstallable(str(error)) from error
+                # What pip said follows a colon.
+                raise Uninstallable(str(error).partition(": ")[0]) from error
         case _:
             return Path(sys.executable)
 

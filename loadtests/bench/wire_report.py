@@ -90,13 +90,45 @@ def tables(results: Results) -> str:
     parts = []
     for name, found in results.networks.items():
         parts.append(f"`{name}`: {NETWORKS[name].about}.")
-        parts += [_tried(found), _measured(found), _started(found)]
+        parts += [_tried(found), _summary(found), _measured(found), _started(found)]
     return "\n\n".join(parts)
 
 
 def _tried(found: OfNetwork) -> str:
     rates = [f"{rate.rows_per_s:,.0f}" for rate in found.tried.values()]
     return table(["bare loop, batches of", *map(str, found.tried)], [["rows/s", *rates]])
+
+
+def _summary(found: OfNetwork) -> str:
+    """A line for each contender: p50 of the fewest connections, all that is one number of the most."""
+    asked = sorted({each for rates in found.measured.values() for each in rates})
+    fewest, most = asked[0], asked[-1]
+    rows = []
+    for name, by_connections in found.measured.items():
+        full = by_connections[most]
+        rows.append(
+            [
+                CONTENDERS[name].label,
+                *(f"{median(by_connections[each].requests_per_s):,.0f}" for each in asked),
+                f"{median(full.requests_per_s) / found.bare:.3f}",
+                _ratio(found, name, most),
+                f"{1000 * median(by_connections[fewest].p50_s):,.2f}",
+                f"{1000 * median(full.p99_s):,.2f}",
+                f"{median(full.server_cores):.2f}",
+                f"{median(full.load_cores):.2f}",
+            ]
+        )
+    header = [
+        "requests/s at connections",
+        *map(str, asked),
+        f"of the bare loop, at {most}",
+        f"Slipway is × as fast, at {most}",
+        f"p50 ms at {fewest}",
+        f"p99 ms at {most}",
+        f"server's cores at {most}",
+        "load's cores",
+    ]
+    return table(header, rows)
 
 
 def _measured(found: OfNetwork) -> str:
