@@ -100,7 +100,7 @@ def _tried(found: OfNetwork) -> str:
 
 
 def _summary(found: OfNetwork) -> str:
-    """A line for each contender: p50 of the fewest connections, all that is one number of the most."""
+    """A line for each contender, which tells most of the most connections."""
     asked = sorted({each for rates in found.measured.values() for each in rates})
     fewest, most = asked[0], asked[-1]
     rows = []
