@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,31 @@ def test_drawing_is_measured_against_the_bare_loop(tmp_path: Path) -> None:
         assert found["steps_per_s"][0] > 0
         assert found["failed"] == 0
     assert "| bare loop " in out
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk, which makes the load")
+def test_the_wire_is_measured_against_the_bare_loop(tmp_path: Path) -> None:
+    names = ("slipway-binary", "fastapi")
+    out = run(
+        *("loadtests/bench/wire_speed.py", "--networks", "small", "--contenders", *names),
+        *("--connections", "1", "4", "--rounds", "1", "--seconds", "0.3", "--warmup-s", "0.1"),
+        *("--search-s", "0.05", "--out", tmp_path),
+    )
+    print(out)
+    results = json.loads((tmp_path / "results.json").read_text())
+    found = results["networks"]["small"]
+    assert found["floor"][0]["rows_per_s"] > 0
+    assert found["measured"].keys() == set(names)
+    for by_connections in found["measured"].values():
+        assert by_connections.keys() == {"1", "4"}
+        for measured in by_connections.values():
+            # Right answers: the run ends at a wrong one, before or after the load.
+            assert measured["requests_per_s"][0] > 0
+            assert 0 < measured["p50_s"][0] <= measured["p99_s"][0]
+            assert measured["server_cores"][0] > 0
+            assert measured["failed"] == 0
+    assert found["started"]["slipway"]["cold_start_s"][0] > 0
+    slow = found["measured"]["fastapi"]["4"]["requests_per_s"][0]
+    assert f" {slow:,.0f} | " in out
+    assert (tmp_path / "table.md").read_text().strip() in out
+    assert (tmp_path / "plot.png").stat().st_size > 0

@@ -10,14 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 import venv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from load import Outcome, Plan, Result
@@ -42,17 +42,28 @@ def slipway(repository: Path, model: str, port: int, grpc_port: int = 0) -> list
     ]
 
 
+class Uninstallable(SystemExit):
+    """Something to compare with cannot be had here; the message says why."""
+
+
 class Server:
     """A server process with those it starts itself. Held still while others are measured."""
 
-    def __init__(self, command: Sequence[str], port: int, log: Path):
+    def __init__(
+        self,
+        command: Sequence[str],
+        port: int,
+        log: Path,
+        directory: Path = ROOT,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ):
         self.port = port
         self._log = log
         with log.open("wb") as file:
             self._process = subprocess.Popen(
                 command,
-                cwd=ROOT,
-                env=ENVIRONMENT | os.environ,
+                cwd=directory,
+                env={**ENVIRONMENT, **os.environ, **variables},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -63,12 +74,16 @@ class Server:
         return self._process.pid
 
     def wait_until_ready(self, path: str) -> None:
+        self.wait_until(lambda: self.get(path), 0.1)
+
+    def wait_until(self, ready: Callable[[], object], pause_s: float) -> None:
+        """Until `ready` raises no `OSError`."""
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self._process.poll() is None:
-            with suppress(urllib.error.URLError, ConnectionError):
-                self.get(path)
+            with suppress(OSError):
+                ready()
                 return
-            time.sleep(0.1)
+            time.sleep(pause_s)
         last = self._log.read_text(errors="replace")[-2000:]
         raise SystemExit(f"{self._log.stem} did not become ready. The end of its log:\n{last}")
 
@@ -158,20 +173,26 @@ def alone(function: Callable[..., T], *arguments: object) -> T:
         return process.submit(function, *arguments).result()
 
 
-def environment(directory: Path) -> Path:
-    """The Python of a virtual environment that adds `requirements.txt` to what is here."""
+def environment(
+    directory: Path, requirements: Path = HERE / "requirements.txt", *, apart: bool = False
+) -> Path:
+    """The Python of a virtual environment that adds `requirements` to what is here.
+
+    Or of one that has nothing else, if it is to be `apart`. Raises `Uninstallable`.
+    """
     python = directory / "bin/python"
-    requirements = HERE / "requirements.txt"
     done = directory / "installed.txt"
     if done.exists() and done.read_bytes() == requirements.read_bytes():
         return python
     print(f"Installing what Slipway is compared with into {directory} ...", flush=True)
     venv.create(directory, clear=True, with_pip=False)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    (directory / "lib" / version / "site-packages/outer.pth").write_text(
-        "\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n"
-    )
+    if not apart:
+        (directory / "lib" / version / "site-packages/outer.pth").write_text(
+            "\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n"
+        )
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    subprocess.run([*pip, "-r", str(requirements)], check=True)
+    if subprocess.run([*pip, "-r", str(requirements)], check=False).returncode:
+        raise Uninstallable(f"pip cannot install {requirements.name} into {directory}")
     done.write_bytes(requirements.read_bytes())
     return python

@@ -89,12 +89,10 @@ def _download(cache: Path, requirement: str) -> Path:
     return next(cache.glob(pattern))
 
 
-@contextmanager
-def triton(home: Path, repository: Path, log: Path, *options: str) -> Iterator[Peer]:
-    """Triton as a process of its own, on free ports of the loopback; ended with SIGTERM."""
-    http_port, grpc_port = free_port(), free_port()
+def command(home: Path, repository: Path, http_port: int, grpc_port: int) -> list[str]:
+    """To be run in `home`, with `variables` in its environment."""
     server = home / "pytriton/tritonserver"
-    command = [
+    return [
         str(server / "bin/tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={server / 'backends'}",
@@ -104,16 +102,28 @@ def triton(home: Path, repository: Path, log: Path, *options: str) -> Iterator[P
         "--grpc-address=127.0.0.1",
         "--allow-metrics=false",
         "--exit-timeout-secs=5",
-        *options,
     ]
+
+
+def variables(home: Path) -> dict[str, str]:
     library = sysconfig.get_config_var("LIBDIR")
-    environment = os.environ | {
+    return {
         "LD_LIBRARY_PATH": f"{library}:{home / 'nvidia_pytriton.libs'}",
         "OPENBLAS_NUM_THREADS": "1",
     }
+
+
+@contextmanager
+def triton(home: Path, repository: Path, log: Path, *options: str) -> Iterator[Peer]:
+    """Triton as a process of its own, on free ports of the loopback; ended with SIGTERM."""
+    http_port, grpc_port = free_port(), free_port()
+    started = command(home, repository, http_port, grpc_port)
+    environment = os.environ | variables(home)
     with log.open("wb") as output:
         # The Python inside Triton heeds no PYTHONPATH, and looks for numpy in its folder first.
-        process = subprocess.Popen(command, cwd=home, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [*started, *options], cwd=home, env=environment, stdout=output, stderr=output
+        )
     try:
         _await_ready(process, http_port, log)
         yield Peer(http_port, grpc_port)
