@@ -114,6 +114,9 @@ def plot(
         where="post",
         color="#4a90c8",
         lw=1.2,
+        marker="D",
+        ms=8,
+        mfc="none",
         label="Pareto front",
     )
     again = {final.median.setting for final in finals}
