@@ -192,7 +192,7 @@ def _started(found: OfNetwork) -> str:
 
 def plot(path: Path, results: Results) -> None:
     """Write a PNG: requests in a second by connections, a panel for each network."""
-    figure = Figure(figsize=(6 * len(results.networks), 4.4), dpi=90, layout="constrained")
+    figure = Figure(figsize=(5.5 * len(results.networks) + 2.5, 4.4), dpi=75, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(results.networks), squeeze=False)[0]
     for axes, (network, found) in zip(panels, results.networks.items(), strict=True):
@@ -214,6 +214,6 @@ def plot(path: Path, results: Results) -> None:
         axes.minorticks_off()
         axes.set_title(f"{network}: requests/s by connections", fontsize=10)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     # Without the program's name the same numbers make the same bytes.
     figure.savefig(path, metadata={"Software": None})
