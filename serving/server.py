@@ -336,10 +336,12 @@ class _Accepted:
             outcome, reason = _outcome(error, request), server._reason(error)
             if outcome is Outcome.FAILED and isinstance(error, SlipwayError):
                 log.error("inference failed", model=request.model_name, exc_info=error)
-        server._leave(self)
-        loaded.metrics.ended(outcome, request.stamps, request.front, reason)
-        server._ended((request, loaded.model.version, outcome, reason, loaded.metrics))
-        loaded.let_go()
+        try:
+            server._leave(self)
+            loaded.metrics.ended(outcome, request.stamps, request.front, reason)
+            server._ended((request, loaded.model.version, outcome, reason, loaded.metrics))
+        finally:
+            loaded.let_go()
 
 
 def _outcome(error: BaseException, request: InferRequest) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 from grafana_foundation_sdk.models import units
 
-from deploy.grafana.overview import BAD, COUNTED
+from deploy.grafana import requests
 from deploy.grafana.panels import (
     heat,
     lines,
@@ -34,9 +34,6 @@ def build() -> Dashboard:
 
 
 def _numbers(found: Dashboard) -> Dashboard:
-    duration = "slipway_request_duration_seconds"
-    bad = rate("slipway_requests_total", f"{ONE}, {BAD}")
-    counted = rate("slipway_requests_total", f"{ONE}, {COUNTED}")
     return (
         found.with_panel(
             number(
@@ -45,40 +42,17 @@ def _numbers(found: Dashboard) -> Dashboard:
                 f'count(slipway_model_state{{{ONE}, state="READY"}} == 1)',
             )
         )
-        .with_panel(
-            number(
-                "Requests per second",
-                "With every outcome.",
-                rate("slipway_requests_total", ONE),
-                unit=units.RequestsPerSecond,
-            )
-        )
-        .with_panel(
-            number(
-                "Not answered",
-                "Share of the requests that are the server's to answer.",
-                f"({bad} or vector(0)) / {counted}",
-                unit=units.PercentUnit,
-                thresholds=[(0.001, "orange"), (0.05, "red")],
-                decimals=2,
-            )
-        )
+        .with_panel(requests.per_second(ONE))
+        .with_panel(requests.not_answered(ONE))
         .with_panel(
             number(
                 "Median",
                 "Half of the answered requests took less.",
-                quantile(0.5, duration, ONE),
+                quantile(0.5, requests.DURATION, ONE),
                 unit=units.Seconds,
             )
         )
-        .with_panel(
-            number(
-                "Slowest percent",
-                "99 % of the answered requests took less.",
-                quantile(0.99, duration, ONE),
-                unit=units.Seconds,
-            )
-        )
+        .with_panel(requests.slowest(ONE))
         .with_panel(
             number(
                 "Waiting",
@@ -90,29 +64,10 @@ def _numbers(found: Dashboard) -> Dashboard:
 
 
 def _traffic(found: Dashboard) -> Dashboard:
-    requests = "slipway_requests_total"
     return (
         found.with_row(Row("Traffic"))
-        .with_panel(
-            lines(
-                "Requests by outcome",
-                "Each request has exactly one.",
-                (rate(requests, ONE, by="outcome"), "{{outcome}}"),
-                unit=units.RequestsPerSecond,
-                stacked=True,
-                width=6,
-            )
-        )
-        .with_panel(
-            lines(
-                "Requests by front",
-                "By which protocol they came in.",
-                (rate(requests, ONE, by="front"), "{{front}}"),
-                unit=units.RequestsPerSecond,
-                stacked=True,
-                width=6,
-            )
-        )
+        .with_panel(requests.by_outcome(ONE, width=6))
+        .with_panel(requests.by_front(ONE, width=6))
         .with_panel(
             lines(
                 "Refusals",
@@ -136,7 +91,7 @@ def _traffic(found: Dashboard) -> Dashboard:
 
 
 def _latency(found: Dashboard) -> Dashboard:
-    duration, stage = "slipway_request_duration_seconds", "slipway_stage_duration_seconds"
+    stage = "slipway_stage_duration_seconds"
     computed = rate(f"{stage}_count", f'{ONE}, stage="compute"', by="front")
     return (
         found.with_row(Row("Latency of answered requests"))
@@ -145,23 +100,13 @@ def _latency(found: Dashboard) -> Dashboard:
                 "Answered within",
                 "From received to outputs ready, by this share of the requests. Dots are single"
                 " requests, with their traces.",
-                *quantiles(duration, ONE),
+                *quantiles(requests.DURATION, ONE),
                 unit=units.Seconds,
                 exemplars=True,
                 width=6,
             )
         )
-        .with_panel(
-            heat(
-                "All requests",
-                "From received to outputs ready. Dots are single requests, with their traces.",
-                duration,
-                ONE,
-                unit="s",
-                width=6,
-                exemplars=True,
-            )
-        )
+        .with_panel(requests.spread(ONE, width=6))
         .with_panel(
             lines(
                 "Where the time goes",

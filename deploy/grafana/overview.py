@@ -5,8 +5,8 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 from grafana_foundation_sdk.models import units
 
+from deploy.grafana import requests
 from deploy.grafana.panels import (
-    heat,
     lines,
     mean,
     number,
@@ -18,9 +18,6 @@ from deploy.grafana.panels import (
 )
 
 HERE = 'instance=~"$instance"'
-BAD = 'outcome=~"failed|refused|expired"'
-COUNTED = 'outcome!~"invalid|cancelled"'
-"""Requests that are the server's to answer; see the rules."""
 
 TO_MODEL = "/d/slipway-model?var-model=${__field.labels.model}&${__url_time_range}"
 
@@ -32,8 +29,6 @@ def build() -> Dashboard:
 
 
 def _numbers(found: Dashboard) -> Dashboard:
-    bad = rate("slipway_requests_total", f"{HERE}, {BAD}")
-    counted = rate("slipway_requests_total", f"{HERE}, {COUNTED}")
     return (
         found.with_panel(
             number(
@@ -49,33 +44,9 @@ def _numbers(found: Dashboard) -> Dashboard:
                 f'count(slipway_model_state{{{HERE}, state="READY"}} == 1)',
             )
         )
-        .with_panel(
-            number(
-                "Requests per second",
-                "With every outcome.",
-                rate("slipway_requests_total", HERE),
-                unit=units.RequestsPerSecond,
-            )
-        )
-        .with_panel(
-            number(
-                "Not answered",
-                "Share of the requests that are the server's to answer: without those that are"
-                " invalid or whose callers went away.",
-                f"({bad} or vector(0)) / {counted}",
-                unit=units.PercentUnit,
-                thresholds=[(0.001, "orange"), (0.05, "red")],
-                decimals=2,
-            )
-        )
-        .with_panel(
-            number(
-                "Slowest percent",
-                "99 % of answered requests took less.",
-                quantile(0.99, "slipway_request_duration_seconds", HERE),
-                unit=units.Seconds,
-            )
-        )
+        .with_panel(requests.per_second(HERE))
+        .with_panel(requests.not_answered(HERE))
+        .with_panel(requests.slowest(HERE))
         .with_panel(
             number(
                 "In flight",
@@ -87,7 +58,6 @@ def _numbers(found: Dashboard) -> Dashboard:
 
 
 def _traffic(found: Dashboard) -> Dashboard:
-    requests = "slipway_requests_total"
     return (
         found.with_row(Row("Objectives and traffic"))
         .with_panel(
@@ -104,30 +74,14 @@ def _traffic(found: Dashboard) -> Dashboard:
             lines(
                 "Requests by model",
                 "With every outcome.",
-                (rate(requests, HERE, by="model"), "{{model}}"),
+                (rate(requests.REQUESTS, HERE, by="model"), "{{model}}"),
                 unit=units.RequestsPerSecond,
                 stacked=True,
                 link=TO_MODEL,
             )
         )
-        .with_panel(
-            lines(
-                "Requests by outcome",
-                "Each request has exactly one.",
-                (rate(requests, HERE, by="outcome"), "{{outcome}}"),
-                unit=units.RequestsPerSecond,
-                stacked=True,
-            )
-        )
-        .with_panel(
-            lines(
-                "Requests by front",
-                "By which protocol they came in.",
-                (rate(requests, HERE, by="front"), "{{front}}"),
-                unit=units.RequestsPerSecond,
-                stacked=True,
-            )
-        )
+        .with_panel(requests.by_outcome(HERE))
+        .with_panel(requests.by_front(HERE))
         .with_panel(
             lines(
                 "Refusals",
@@ -150,7 +104,6 @@ def _traffic(found: Dashboard) -> Dashboard:
 
 
 def _latency(found: Dashboard) -> Dashboard:
-    duration = "slipway_request_duration_seconds"
     return (
         found.with_row(Row("Latency"))
         .with_panel(
@@ -158,23 +111,14 @@ def _latency(found: Dashboard) -> Dashboard:
                 "99 % of requests are answered within",
                 "From the request received to its outputs ready. Dots are single requests, with"
                 " their traces.",
-                (quantile(0.99, duration, HERE, by="model"), "{{model}}"),
+                (quantile(0.99, requests.DURATION, HERE, by="model"), "{{model}}"),
                 unit=units.Seconds,
                 logarithmic=True,
                 exemplars=True,
                 link=TO_MODEL,
             )
         )
-        .with_panel(
-            heat(
-                "All requests",
-                "From received to outputs ready. Dots are single requests, with their traces.",
-                duration,
-                HERE,
-                unit="s",
-                exemplars=True,
-            )
-        )
+        .with_panel(requests.spread(HERE))
         .with_panel(
             lines(
                 "Where the time goes",

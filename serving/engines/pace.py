@@ -48,20 +48,20 @@ class Pace:
     """
 
     def __init__(self, *, is_fixed: bool):
-        self._is_fixed = is_fixed
+        self._is_trusted = is_fixed
         self._latest: deque[tuple[float, int]] = deque(maxlen=_RUNS)
         self._most_bytes = -1
 
     def is_quick(self, inputs: Tensors) -> bool:
         """Whether a run with these inputs will be."""
-        return self._is_fixed and _bytes(inputs) <= self._most_bytes
+        return self._is_trusted and _bytes(inputs) <= self._most_bytes
 
     def ran(self, inputs: Tensors, cpu_s: float) -> None:
         """A run has ended, which took its thread so much processor time."""
-        if not self._is_fixed:
-            return
         if cpu_s > SLOW_S:
-            self._is_fixed = False
+            self._is_trusted = False
+        if not self._is_trusted:
+            return
         self._latest.append((cpu_s, _bytes(inputs)))
         times, sizes = zip(*self._latest, strict=True)
         is_quick = len(times) == _RUNS and max(times) <= QUICK_S

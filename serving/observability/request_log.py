@@ -37,11 +37,11 @@ def write_to(log: Any) -> None:
 def log_request(request: InferRequest, version: str, outcome: Outcome) -> None:
     """Log a request that has its outcome, if that is wanted; of its tensors, nothing.
 
-    A line that cannot be written is lost: no request fails for it.
+    A line that cannot be written or encoded is lost: no request fails for it.
     """
     if not _switch.isEnabledFor(logging.DEBUG):
         return
-    with suppress(OSError):
+    with suppress(OSError, TypeError):
         _log.debug(
             "request",
             model=request.model_name[:MAX_ID],
