@@ -119,7 +119,7 @@ def _say(number: int, seed: int) -> list[_Said]:
     for utterance in draw(number, seed):
         first, _, rest = utterance.text.partition(" ")
         spoken += [replace(utterance, text=first), replace(utterance, text=rest or first)]
-    voiced = [_trimmed(samples) for samples in synthesize(spoken, RATE_HZ)]
+    voiced = [_trimmed(one.samples) for one in synthesize(spoken, RATE_HZ)]
     said = []
     for place, (word, after) in enumerate(zip(voiced[::2], voiced[1::2], strict=True)):
         waveform = np.concatenate([_PAUSE, word, after])

@@ -47,9 +47,26 @@ def test_the_seed_decides_what_is_said_and_every_sample_of_it() -> None:
     assert draw(12, seed=4) != spoken
     once, again = synthesize(spoken, RATE_HZ), synthesize(spoken, RATE_HZ)
     for one, other in zip(once, again, strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert all(len(samples) > 0.15 * RATE_HZ for samples in once)
-    assert all(np.abs(samples.astype(int)).max() > 1000 for samples in once)
+        np.testing.assert_array_equal(one.samples, other.samples)
+        assert one.sounds == other.sounds
+    assert all(len(one.samples) > 0.15 * RATE_HZ for one in once)
+    assert all(np.abs(one.samples.astype(int)).max() > 1000 for one in once)
+
+
+def test_sounds_are_told_with_their_times() -> None:
+    spoken = Spoken("six, six", "en", "m1", speed=120, pitch=50, range=50)
+    [recording] = synthesize([spoken], RATE_HZ)
+    starts = [start for start, _ in recording.sounds]
+    names = [name for _, name in recording.sounds]
+    assert starts == sorted(starts)
+    assert starts[-1] <= len(recording.samples)
+    assert "".join(names) == "sIkssIks"
+    # A pause is quiet, and a vowel is not.
+    loudness = {name: [] for name in names}  # type: dict[str, list[float]]
+    for (start, name), end in zip(recording.sounds, [*starts[1:], None], strict=True):
+        if len(piece := recording.samples[start:end].astype(float)):
+            loudness[name].append(float(np.sqrt(np.mean(piece**2))))
+    assert max(loudness[""]) < 0.2 * min(loudness["I"])
 
 
 def test_utterances_are_kept_and_no_held_out_speaker_was_heard(
@@ -62,6 +79,9 @@ def test_utterances_are_kept_and_no_held_out_speaker_was_heard(
     again = make_corpus(60, 20, seed=1)
     assert (kept / "audio.npz").stat().st_mtime_ns == written
     np.testing.assert_array_equal(corpus.samples, again.samples)
+    assert corpus.sounds is not None
+    assert again.sounds is not None
+    np.testing.assert_array_equal(corpus.sounds.starts, again.sounds.starts)
     assert hash_corpus(corpus) == hash_corpus(again)
 
     speakers = speakers_of_parts(corpus)
@@ -102,7 +122,7 @@ def test_each_invented_speaker_sounds_as_drawn() -> None:
     assert len({one.timbre for one in spoken}) == 4
     alike = [replace(spoken[0], timbre=one.timbre) for one in (*spoken, spoken[0])]
     *heard, again = synthesize(alike, RATE_HZ)
-    timbres = [spectrum(samples) for samples in (*heard, again)]
+    timbres = [spectrum(one.samples) for one in (*heard, again)]
     for number, one in enumerate(timbres[1:-1]):
         assert all(np.abs(one - other).max() > 3.0 for other in timbres[: number + 1])
     np.testing.assert_allclose(timbres[-1], timbres[0], atol=1.0)

@@ -23,6 +23,33 @@ Samples = npt.NDArray[np.int16]
 
 
 @dataclass(frozen=True)
+class Sounds:
+    """Which speech sounds are made, and when, in every recording."""
+
+    names: tuple[str, ...]
+    """The first, "", is that of none."""
+    kinds: Indices
+    """Places in `names`, of all recordings end to end."""
+    starts: Indices
+    """The first sample of each."""
+    counts: Indices
+    """Sounds in each recording."""
+
+    def at(self, recording: int, samples: Indices) -> Indices:
+        """The kind that is made at each of a recording's samples."""
+        end = int(self.counts[: recording + 1].sum())
+        own = slice(end - int(self.counts[recording]), end)
+        places = np.searchsorted(self.starts[own], samples, side="right") - 1
+        made: Indices = np.where(places < 0, 0, self.kinds[own][places])
+        return made
+
+    def only(self, kept: npt.NDArray[np.bool_]) -> Sounds:
+        """Without the other recordings'."""
+        own = np.repeat(kept, self.counts)
+        return Sounds(self.names, self.kinds[own], self.starts[own], self.counts[kept])
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Each recording is one channel at `RATE_HZ`."""
 
@@ -38,6 +65,8 @@ class Corpus:
     """Of all recordings, end to end."""
     lengths: Indices
     """Samples of each."""
+    sounds: Sounds | None = None
+    """Where somebody knows."""
 
     def read(self, indices: Sequence[int] | Indices) -> list[Samples]:
         ends = np.cumsum(self.lengths)
@@ -58,6 +87,7 @@ class Corpus:
             chosen(self.digests),
             np.concatenate(self.read(np.flatnonzero(kept))),
             self.lengths[kept],
+            self.sounds.only(kept) if self.sounds else None,
         )
 
     @property

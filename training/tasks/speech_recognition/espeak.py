@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,10 +44,30 @@ INVENTED = "invented"
 
 _BATCH = 1000
 _SYNCHRONOUS = 2
+_TELLS_PHONEMES = 1
+_END_OF_EVENTS, _PHONEME = 0, 7
 _SPEED, _PITCH, _RANGE = 1, 3, 4
 _CHARACTERS, _UTF8 = 1, 1
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT of espeak-ng's speak_lib.h."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        # A union, of which nothing else is read.
+        ("phoneme", ctypes.c_char * 8),
+    )
+
+
 _Callback = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
 )
 
 
@@ -67,7 +88,14 @@ class Spoken:
     """Of an invented speaker: the lines that a file of espeak-ng's voice variants would have."""
 
 
-def synthesize(spoken: Sequence[Spoken], rate_hz: int) -> list[Samples]:
+@dataclass(frozen=True)
+class Recording:
+    samples: Samples
+    sounds: tuple[tuple[int, str], ...]
+    """The first sample of each speech sound, and which it is: espeak-ng's name, or "" for none."""
+
+
+def synthesize(spoken: Sequence[Spoken], rate_hz: int) -> list[Recording]:
     """Say everything, on all cores. Raises `DataError` when espeak-ng cannot."""
     batches = [
         (spoken[start : start + _BATCH], start, rate_hz) for start in range(0, len(spoken), _BATCH)
@@ -78,16 +106,16 @@ def synthesize(spoken: Sequence[Spoken], rate_hz: int) -> list[Samples]:
     ) as processes:
         made = processes.map(_say_batch, batches)
         progress = tqdm(made, "synthesising", len(batches), unit=f"{_BATCH} utterances")
-        return [samples for batch in progress for samples in batch]
+        return [recording for batch in progress for recording in batch]
 
 
-def _say_batch(task: tuple[Sequence[Spoken], int, int]) -> list[Samples]:
+def _say_batch(task: tuple[Sequence[Spoken], int, int]) -> list[Recording]:
     """What one process says. `seed` decides the noise in voices that breathe."""
     spoken, seed, rate_hz = task
     return list(_say(spoken, seed, rate_hz))
 
 
-def _say(spoken: Sequence[Spoken], seed: int, rate_hz: int) -> Iterator[Samples]:
+def _say(spoken: Sequence[Spoken], seed: int, rate_hz: int) -> Iterator[Recording]:
     with TemporaryDirectory() as directory:
         variant = _add_variant(Path(directory))
         yield from _say_with(variant, Path(directory), spoken, seed, rate_hz)
@@ -95,17 +123,24 @@ def _say(spoken: Sequence[Spoken], seed: int, rate_hz: int) -> Iterator[Samples]
 
 def _say_with(
     variant: Path, data: Path, spoken: Sequence[Spoken], seed: int, rate_hz: int
-) -> Iterator[Samples]:
+) -> Iterator[Recording]:
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    own_rate_hz = library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), 0)
+    own_rate_hz = library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), _TELLS_PHONEMES)
     if own_rate_hz <= 0:
         raise DataError("espeak-ng does not start: reinstall the package espeakng-loader")
     library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
     heard: list[Samples] = []
+    sounds: list[tuple[int, str]] = []
 
-    def hear(samples: ctypes._Pointer[ctypes.c_short], count: int, events: int) -> int:
-        if samples and count:
-            heard.append(np.ctypeslib.as_array(samples, (count,)).copy())
+    def hear(
+        samples: ctypes._Pointer[ctypes.c_short], number: int, events: ctypes._Pointer[_Event]
+    ) -> int:
+        if samples and number:
+            heard.append(np.ctypeslib.as_array(samples, (number,)).copy())
+        for event in takewhile(_is_one, map(events.__getitem__, count())):
+            if event.type == _PHONEME:
+                start = round(event.sample * rate_hz / own_rate_hz)
+                sounds.append((start, _sound(event.phoneme.decode())))
         return 0
 
     # Named, for the library does not hold it.
@@ -122,11 +157,22 @@ def _say_with(
         library.espeak_SetParameter(_RANGE, utterance.range, 0)
         text = utterance.text.encode()
         heard.clear()
+        sounds.clear()
         if library.espeak_Synth(text, len(text) + 1, 0, _CHARACTERS, 0, _UTF8, None, None):
             raise DataError(f"espeak-ng cannot say {utterance.text!r}")
         # The callback is over when the call returns, because playback is synchronous.
         waveform = np.concatenate(heard)
-        yield soxr.resample(waveform, own_rate_hz, rate_hz).astype(np.int16)
+        samples = soxr.resample(waveform, own_rate_hz, rate_hz).astype(np.int16)
+        yield Recording(samples, tuple(sounds))
+
+
+def _is_one(event: _Event) -> bool:
+    return bool(event.type != _END_OF_EVENTS)
+
+
+def _sound(phoneme: str) -> str:
+    """Without stress, length and the numbers of its variants; pauses have nothing else."""
+    return "".join(letter for letter in phoneme if letter.isalpha() or letter == "@")
 
 
 def _add_variant(directory: Path) -> Path:

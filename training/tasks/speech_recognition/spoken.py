@@ -18,13 +18,15 @@ import numpy as np
 
 from training import durable
 from training.split import Indices, hash_lines, sha256_hex
-from training.tasks.speech_recognition.corpus import RATE_HZ, Corpus, Samples
+from training.tasks.speech_recognition.corpus import RATE_HZ, Corpus, Samples, Sounds
 from training.tasks.speech_recognition.espeak import ACCENTS, INVENTED, SPEAKERS, Spoken, synthesize
 from training.tasks.speech_recognition.timbre import invent
 from training.tasks.speech_recognition.utterances import normalize, say_something
 
 _AUDIO_FILE = "audio.npz"
 _MADE_BY = ("espeakng-loader", "soxr")
+_KEPT_AS = "samples and sounds"
+"""Changes with what is in the file."""
 
 
 def make_corpus(utterances: int, invented: int, seed: int) -> Corpus:
@@ -34,7 +36,7 @@ def make_corpus(utterances: int, invented: int, seed: int) -> Corpus:
     """
     spoken = [*draw(utterances, seed), *draw_invented(invented, seed)]
     digests = tuple(sha256_hex(repr(astuple(utterance)).encode()) for utterance in spoken)
-    samples, lengths = _kept(spoken, digests)
+    samples, lengths, sounds = _kept(spoken, digests)
     return Corpus(
         texts=tuple(normalize(utterance.text) for utterance in spoken),
         voices=tuple(f"{utterance.accent}+{utterance.speaker}" for utterance in spoken),
@@ -42,6 +44,7 @@ def make_corpus(utterances: int, invented: int, seed: int) -> Corpus:
         digests=digests,
         samples=samples,
         lengths=lengths,
+        sounds=sounds,
     )
 
 
@@ -75,22 +78,31 @@ def cache_directory() -> Path:
     return Path(home) / "slipway"
 
 
-def _kept(spoken: Sequence[Spoken], digests: Sequence[str]) -> tuple[Samples, Indices]:
-    """All samples end to end, and how many each utterance has."""
+def _kept(spoken: Sequence[Spoken], digests: Sequence[str]) -> tuple[Samples, Indices, Sounds]:
+    """All samples end to end, how many each utterance has, and what is said in them when."""
     made_by = [f"{package} {version(package)}" for package in _MADE_BY]
     # Also by their order, for in a voice the noise goes on from one utterance to the next.
     order = sha256_hex("".join(digests).encode())
-    directory = cache_directory() / f"spoken-{hash_lines([*made_by, order])[:16]}"
+    directory = cache_directory() / f"spoken-{hash_lines([_KEPT_AS, *made_by, order])[:16]}"
     if not directory.exists():
         recordings = synthesize(spoken, RATE_HZ)
+        sounds = [sound for recording in recordings for sound in recording.sounds]
+        names, kinds = np.unique(["", *(name for _, name in sounds)], return_inverse=True)
         with durable.staged_directory(directory.parent) as staged:
             np.savez(
                 staged / _AUDIO_FILE,
-                samples=np.concatenate(recordings),
-                lengths=np.array([len(recording) for recording in recordings]),
+                samples=np.concatenate([recording.samples for recording in recordings]),
+                lengths=np.array([len(recording.samples) for recording in recordings]),
+                names=names,
+                kinds=kinds[1:],
+                starts=np.array([start for start, _ in sounds]),
+                counts=np.array([len(recording.sounds) for recording in recordings]),
             )
             # Another run may have made the same meanwhile.
             with suppress(FileExistsError):
                 durable.move_into_place(staged, directory)
     with np.load(directory / _AUDIO_FILE) as kept:
-        return kept["samples"], kept["lengths"]
+        sounds_of_all = Sounds(
+            tuple(kept["names"].tolist()), kept["kinds"], kept["starts"], kept["counts"]
+        )
+        return kept["samples"], kept["lengths"], sounds_of_all
