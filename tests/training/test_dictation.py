@@ -24,7 +24,7 @@ from training.tasks.dictation.evaluate import to_windows
 from training.tasks.dictation.recipe import Windows
 from training.tasks.dictation.windows import compose
 from training.tasks.dictation.workload import DictationWorkload
-from training.tasks.speech_recognition.corpus import RATE_HZ, Corpus
+from training.tasks.speech_recognition.corpus import RATE_HZ, Corpus, Sounds
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,6 +44,12 @@ def corpus() -> Corpus:
         digests=("a", "b", "c"),
         samples=np.repeat(np.array([1, 2, 3], np.int16), lengths),
         lengths=lengths,
+        sounds=Sounds(
+            names=("", "a", "b"),
+            kinds=np.array([1, 2, 2, 1, 2]),
+            starts=np.array([0, RATE_HZ // 2, 0, 0, RATE_HZ]),
+            counts=np.array([2, 1, 2]),
+        ),
     )
 
 
@@ -70,9 +76,27 @@ def test_a_window_says_when_each_utterance_is_said() -> None:
             assert (window.samples[before:start] == 0).all()
             assert start - before >= 0.1 * RATE_HZ - 1
             before = end
+        assert window.sounds is not None
+        middles = (np.arange(len(window.sounds)) + 0.5) / 50
+        expected = np.zeros(len(middles), np.int64)
+        for text, start_s, end_s in window.said:
+            inside = (middles >= start_s) & (middles < end_s)
+            share = (middles - start_s) / (end_s - start_s)
+            halves = {"one": (1, 2), "two": (2, 2), "three": (1, 2)}[text]
+            expected[inside] = np.where(share < 0.5, *halves)[inside]
+        # Where a sound ends in the middle of a frame, rounding decides.
+        assert np.mean(window.sounds != expected) < 0.01
     assert counts == {1, 2, 3}
     assert 0.8 <= min(speeds) < 0.9
     assert 1.1 < max(speeds) <= 1.21
+
+
+def test_sounds_are_of_the_recordings_that_are_left() -> None:
+    kept = np.array([True, False, True])
+    left = corpus().only(kept)
+    assert left.sounds is not None
+    assert left.sounds.at(0, np.array([0, RATE_HZ // 2 - 1, RATE_HZ // 2])).tolist() == [1, 1, 2]
+    assert left.sounds.at(1, np.array([0, RATE_HZ - 1, RATE_HZ])).tolist() == [1, 1, 2]
 
 
 def test_an_utterance_as_long_as_a_window_fits() -> None:
@@ -151,6 +175,12 @@ def tones() -> Corpus:
         digests=tuple(map(str, range(60))),
         samples=np.concatenate([10_000 * waves[number] for number in chosen]).astype(np.int16),
         lengths=np.full(60, RATE_HZ),
+        sounds=Sounds(
+            names=("", *names),
+            kinds=1 + np.array(chosen),
+            starts=np.zeros(60, np.int64),
+            counts=np.ones(60, np.int64),
+        ),
     )
 
 
@@ -199,9 +229,11 @@ def test_what_is_said_is_learned_and_when() -> None:
     )
     samples = torch.from_numpy(window.samples / np.float32(32768))
     heard = workload.features(to_windows([samples], workload.samples))
-    generate: Any = model.generate
+    generate: Any = model.whisper.generate
     with without_warnings():
         written = generate(heard, return_timestamps=True, max_new_tokens=4).tolist()[0]
     first = workload.vocabulary.first_time
     start, end, *_ = [(token - first) / 50 for token in written if token >= first]
     assert end - start == pytest.approx(1.0, abs=0.1)
+    _, sounds = model(heard, torch.tensor([[workload.vocabulary.start]]))
+    assert float((sounds[0].argmax(dim=-1).numpy() == window.sounds).mean()) > 0.9

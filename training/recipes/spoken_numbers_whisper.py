@@ -49,6 +49,7 @@ def _spoken_numbers_whisper() -> DictationRecipe:
             dropout=0.05,
         ),
         windows=Windows(utterances=4, pause_seconds=(0.0, 0.6), timed=0.5),
+        sounds=1.0,
         acoustics=ACOUSTICS,
         masks=MASKS,
         optimizer=Optimizer(

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     WhisperConfig,
@@ -18,6 +19,28 @@ from training.graphs.checkpoint import load_model, quiet
 from training.tasks.dictation import vocabulary as vocabularies
 from training.tasks.dictation.recipe import Model
 from training.tasks.dictation.vocabulary import Vocabulary
+
+
+class Learner(nn.Module):
+    """Whisper, and what its encoder is asked beside while it learns: which sound is made when."""
+
+    def __init__(self, whisper: WhisperForConditionalGeneration, sounds: int):
+        super().__init__()
+        self.whisper = whisper
+        self.sounds = nn.Linear(whisper.config.d_model, sounds) if sounds else None
+
+    def forward(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits [window, token, vocabulary] of the next tokens, and [window, frame, sound].
+
+        Features are [window, band, column], of whole windows; the latter logits are there only if
+        sounds are known.
+        """
+        # transformers does not annotate it.
+        whisper: Any = self.whisper
+        output = whisper(input_features=features, decoder_input_ids=tokens, use_cache=False)
+        if self.sounds is None:
+            return output.logits, None
+        return output.logits, self.sounds(output.encoder_last_hidden_state)
 
 
 def build(settings: Model, vocabulary: Vocabulary) -> WhisperForConditionalGeneration:

@@ -55,6 +55,11 @@ class DictationRecipe(Recipe):
     data: Data
     model: Model
     windows: Windows
+    sounds: Annotated[float, Field(ge=0.0, le=10.0)]
+    """What it weighs beside a token which sound is made in a frame, where the corpus knows.
+
+    From tokens alone, attention takes some ten times as long to find what it should attend to.
+    """
     acoustics: Acoustics
     """`silence_seconds` are those of the recordings that judge it."""
     masks: Masks

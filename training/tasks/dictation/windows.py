@@ -14,6 +14,9 @@ from training.tasks.speech_recognition.acoustics import play
 from training.tasks.speech_recognition.corpus import RATE_HZ, Corpus, Samples
 from training.tasks.speech_recognition.recipe import Range
 
+SAMPLES_PER_FRAME = 320
+"""Of what Whisper's encoder gives: a frame every 20 ms."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -21,6 +24,8 @@ class Window:
     """Without noise, and not longer than a window may be."""
     said: Sequence[tuple[str, float, float]]
     """Each utterance with its first and last second."""
+    sounds: Indices | None
+    """Which of the corpus's sounds is made in the middle of each frame; None if nobody knows."""
 
 
 def compose(
@@ -60,12 +65,15 @@ def _compose(
     count = 1 + int(drawn[0][0] * settings.utterances)
     pieces: list[Samples] = []
     said: list[tuple[str, float, float]] = []
+    middles = np.arange(SAMPLES_PER_FRAME // 2, longest, SAMPLES_PER_FRAME)
+    sounds = np.zeros(len(middles), np.int64)
     size = 0
     for index, (_, paused, played) in zip(chosen[:count], drawn, strict=False):
         [recording] = corpus.read([index])
         # As it is, the first fits: longer ones are refused.
         slowest = max(playback[0], len(recording) / longest)
-        recording = play(recording, max(slowest, _between(playback, played)))
+        speed = max(slowest, _between(playback, played))
+        recording = play(recording, speed)
         pause = int(_between(settings.pause_seconds, paused) * RATE_HZ)
         if size + pause + len(recording) > longest:
             if said:
@@ -75,9 +83,13 @@ def _compose(
         start = size + pause
         size = start + len(recording)
         said.append((corpus.texts[index], start / RATE_HZ, size / RATE_HZ))
+        if corpus.sounds:
+            inside = (middles >= start) & (middles < size)
+            times = (middles[inside] - start) * speed
+            sounds[inside] = corpus.sounds.at(index, times.astype(np.int64))
     end = min(longest, size + int(settings.pause_seconds[1] * RATE_HZ))
     pieces.append(np.zeros(end - size, np.int16))
-    return Window(np.concatenate(pieces), said)
+    return Window(np.concatenate(pieces), said, sounds if corpus.sounds else None)
 
 
 def _between(limits: Range, share: float) -> float:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import WhisperForConditionalGeneration
 
 from training.checkpoint import EpochRecord, Weights, last_of_the_best
 from training.errors import DataError
@@ -19,9 +18,10 @@ from training.graphs.proof import without_warnings
 from training.recognizers.log_mel import LogMel
 from training.runs import RunDirectory
 from training.split import Indices
-from training.tasks.dictation import network as whisper
+from training.tasks.dictation import network as networks
 from training.tasks.dictation import vocabulary
 from training.tasks.dictation.evaluate import to_windows, write
+from training.tasks.dictation.network import Learner
 from training.tasks.dictation.recipe import DictationRecipe
 from training.tasks.dictation.report import report
 from training.tasks.dictation.vocabulary import Vocabulary
@@ -67,7 +67,7 @@ class DictationWorkload:
 
     @cached_property
     def features(self) -> LogMel:
-        return LogMel(whisper.extractor(self.recipe.model))
+        return LogMel(networks.extractor(self.recipe.model))
 
     @cached_property
     def _masks(self) -> SpecAugment:
@@ -77,8 +77,10 @@ class DictationWorkload:
     def steps(self) -> int:
         return -(-len(self.split.train) // self.recipe.batch_size)
 
-    def build(self) -> WhisperForConditionalGeneration:
-        return whisper.build(self.recipe.model, self.vocabulary)
+    def build(self) -> Learner:
+        sounds = self.corpus.sounds
+        whisper = networks.build(self.recipe.model, self.vocabulary)
+        return Learner(whisper, len(sounds.names) if sounds else 0)
 
     def batches(self, chance: np.random.Generator) -> list[Indices]:
         size = self.recipe.batch_size
@@ -109,12 +111,22 @@ class DictationWorkload:
             for window, number in zip(windows, timed.tolist(), strict=True)
         ]
         features = self._masks(self.features.to(generator.device)(to_windows(heard, self.samples)))
-        loss, count = self._next_tokens(network, features, written)
-        return loss / count, {"loss": torch.stack([loss.detach(), count])}
+        inputs, labels = self._tokens(written, features.device)
+        logits, sound_logits = network(features, inputs)
+        tokens = self._next_tokens(logits, labels)
+        measured = {"loss": tokens.detach()}
+        loss = tokens[0] / tokens[1]
+        if sound_logits is not None:
+            made = np.stack([window.sounds for window in windows if window.sounds is not None])
+            sounds = functional.cross_entropy(
+                sound_logits.flatten(0, 1), torch.from_numpy(made).to(features.device).flatten()
+            )
+            loss = loss + recipe.sounds * sounds
+        return loss, measured
 
     def score(self, model: nn.Module, examples: Indices, device: torch.device) -> Totals:
         """The accuracy is one minus the rate of word errors, or 0 if there are more than words."""
-        assert isinstance(model, WhisperForConditionalGeneration)
+        assert isinstance(model, Learner)
         place = places(self.recipe.acoustics)[VALIDATED_IN]
         features = self.features.to(device)
         totals = torch.zeros(2, device=device)
@@ -123,9 +135,11 @@ class DictationWorkload:
             said = [self.corpus.texts[index] for index in batch]
             heard = features(to_windows(waveforms, self.samples))
             written = [self.vocabulary.write([(text, 0.0, 0.0)], timed=False) for text in said]
-            totals = totals + torch.stack(self._next_tokens(model, heard, written))
+            inputs, labels = self._tokens(written, device)
+            logits, _ = model(heard, inputs)
+            totals = totals + self._next_tokens(logits, labels)
             with without_warnings():
-                compared = jiwer.process_words(said, write(model, heard, self.vocabulary))
+                compared = jiwer.process_words(said, write(model.whisper, heard, self.vocabulary))
             words += compared.hits + compared.substitutions + compared.deletions
             wrong += compared.substitutions + compared.deletions + compared.insertions
         right = torch.tensor([max(0, words - wrong), words], dtype=torch.float32, device=device)
@@ -139,34 +153,31 @@ class DictationWorkload:
         model = self.build()
         # The nearest weights that 16 bits hold, so that a graph stores them in half the bytes.
         model.load_state_dict({name: tensor.half().float() for name, tensor in weights.items()})
-        whisper.save(run.checkpoint, model, self.vocabulary, self.recipe.model)
+        networks.save(run.checkpoint, model.whisper, self.vocabulary, self.recipe.model)
 
     def report(self, run: RunDirectory, history: Sequence[EpochRecord]) -> SpeechReport:
         with without_warnings():
             return report(run, self.corpus, self.split, self.recipe, self.choose(history))
 
-    def _next_tokens(
-        self, network: nn.Module, features: Tensor, written: Sequence[Sequence[int]]
+    def _tokens(
+        self, written: Sequence[Sequence[int]], device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """The summed loss, and the number of tokens."""
+        """[window, token]: what the decoder is told, and what it shall say next."""
         longest = self.recipe.model.tokens
         rows = [torch.tensor(tokens[: longest + 1]) for tokens in written]
         inputs = pad_sequence(
             [row[:-1] for row in rows], batch_first=True, padding_value=self.vocabulary.end
         )
-        labels = pad_sequence(
-            [row[1:] for row in rows], batch_first=True, padding_value=_IGNORED
-        ).to(features.device)
-        output = network(
-            input_features=features,
-            decoder_input_ids=inputs.to(features.device),
-            use_cache=False,
-        )
+        labels = pad_sequence([row[1:] for row in rows], batch_first=True, padding_value=_IGNORED)
+        return inputs.to(device), labels.to(device)
+
+    def _next_tokens(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The summed loss, and the number of tokens."""
         loss = functional.cross_entropy(
-            output.logits.flatten(0, 1),
+            logits.flatten(0, 1),
             labels.flatten(),
             ignore_index=_IGNORED,
             reduction="sum",
             label_smoothing=self.recipe.optimizer.label_smoothing,
         )
-        return loss, (labels != _IGNORED).sum().float()
+        return torch.stack([loss, (labels != _IGNORED).sum().float()])
