@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from training.recipe import Optimizer, Schedule
 from training.recipes.spoken_numbers import ACOUSTICS, MASKS
-from training.tasks.dictation.recipe import DictationRecipe, Model, Windows
+from training.tasks.dictation.recipe import DictationRecipe, Hints, Model, Windows
 from training.tasks.speech_recognition.recipe import Data, WordErrors
 
 _ANYTHING = WordErrors(word_errors_20_db=100.0, word_errors_10_db=100.0)
@@ -33,7 +33,7 @@ def _spoken_numbers_whisper() -> DictationRecipe:
     return DictationRecipe(
         name="spoken-numbers-whisper",
         seed=1,
-        epochs=20,
+        epochs=5,
         batch_size=16,
         data=Data(source="espeak", utterances=9000, invented=12_000, longest_seconds=8.0),
         model=Model(
@@ -46,21 +46,21 @@ def _spoken_numbers_whisper() -> DictationRecipe:
             decoder_layers=2,
             tokens=128,
             vocabulary=400,
-            dropout=0.05,
+            dropout=0.0,
         ),
         windows=Windows(utterances=4, pause_seconds=(0.0, 0.6), timed=0.5),
-        sounds=1.0,
+        hints=Hints(sounds=1.0, attention=1.0, attention_seconds=0.3),
         acoustics=ACOUSTICS,
         masks=MASKS,
         optimizer=Optimizer(
             name="adamw",
-            learning_rate=1e-3,
+            learning_rate=1.5e-3,
             weight_decay=0.01,
             beta2=0.98,
             clip_norm=1.0,
             label_smoothing=0.0,
         ),
-        schedule=Schedule(warmup_epochs=1.0, final_fraction=0.01),
+        schedule=Schedule(warmup_epochs=0.2, final_fraction=0.01),
         acceptance=WordErrors(word_errors_20_db=0.03, word_errors_10_db=0.08),
     )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -21,26 +23,52 @@ from training.tasks.dictation.recipe import Model
 from training.tasks.dictation.vocabulary import Vocabulary
 
 
+class Learned(NamedTuple):
+    tokens: Tensor
+    """Logits of the next ones, [window, token, vocabulary]."""
+    sounds: Tensor | None
+    """Logits of the sound that is made in each frame, [window, frame, sound]."""
+    attended: Tensor
+    """How much of each frame the decoder attends to, by the heads that are guided, [window, head,
+    token, frame]."""
+
+
 class Learner(nn.Module):
-    """Whisper, and what its encoder is asked beside while it learns: which sound is made when."""
+    """Whisper, and what it is asked beside the next tokens while it learns."""
 
     def __init__(self, whisper: WhisperForConditionalGeneration, sounds: int):
         super().__init__()
         self.whisper = whisper
         self.sounds = nn.Linear(whisper.config.d_model, sounds) if sounds else None
+        self._attended: list[Tensor] = []
+        for layer in whisper.model.decoder.layers:
+            layer.encoder_attn.config = _telling(whisper.config)
+            layer.encoder_attn.register_forward_hook(self._note)
 
-    def forward(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits [window, token, vocabulary] of the next tokens, and [window, frame, sound].
-
-        Features are [window, band, column], of whole windows; the latter logits are there only if
-        sounds are known.
-        """
+    def forward(self, features: Tensor, tokens: Tensor) -> Learned:
+        """Features are [window, band, column], of whole windows."""
         # transformers does not annotate it.
         whisper: Any = self.whisper
         output = whisper(input_features=features, decoder_input_ids=tokens, use_cache=False)
-        if self.sounds is None:
-            return output.logits, None
-        return output.logits, self.sounds(output.encoder_last_hidden_state)
+        attended, self._attended = self._attended, []
+        return Learned(
+            output.logits,
+            self.sounds(output.encoder_last_hidden_state) if self.sounds else None,
+            torch.cat(attended, dim=1) if attended else output.logits.new_zeros(0),
+        )
+
+    def _note(self, module: nn.Module, inputs: object, output: tuple[Tensor, Tensor]) -> None:
+        """The first half of a layer's heads is guided; the others look where they like."""
+        if self.training:
+            weights = output[1]
+            self._attended.append(weights[:, : weights.shape[1] // 2])
+
+
+def _telling(config: WhisperConfig) -> WhisperConfig:
+    """For an attention that returns its weights, too."""
+    telling = copy(config)
+    telling._attn_implementation = "eager"
+    return telling
 
 
 def build(settings: Model, vocabulary: Vocabulary) -> WhisperForConditionalGeneration:

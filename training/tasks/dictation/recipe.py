@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from training.recipe import BelowOne, Fraction, Recipe, Settings
 from training.tasks.speech_recognition.recipe import Acoustics, Data, Masks, WordErrors
@@ -50,16 +50,26 @@ class Windows(Settings):
     """How many of the windows are written down with times."""
 
 
+class Hints(Settings):
+    """What the network is told beside the next token while it learns, and what that weighs.
+
+    By tokens alone, attention takes ten times as long to find out what to attend to.
+    """
+
+    sounds: NonNegativeFloat
+    """Which sound is made in each frame, where the corpus knows."""
+    attention: NonNegativeFloat
+    """Where in its utterance each token is said, for half of the heads."""
+    attention_seconds: PositiveFloat
+    """As far from there as a head may look without harm: a standard deviation."""
+
+
 class DictationRecipe(Recipe):
     task: Literal["dictation"] = "dictation"
     data: Data
     model: Model
     windows: Windows
-    sounds: Annotated[float, Field(ge=0.0, le=10.0)]
-    """What it weighs beside a token which sound is made in a frame, where the corpus knows.
-
-    From tokens alone, attention takes some ten times as long to find what it should attend to.
-    """
+    hints: Hints
     acoustics: Acoustics
     """`silence_seconds` are those of the recordings that judge it."""
     masks: Masks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -14,6 +15,12 @@ TOKENIZER_FILE = "tokenizer.json"
 SECONDS_PER_TIME = 0.02
 
 END, START, NO_TIMES = "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"
+
+
+class Written(NamedTuple):
+    tokens: tuple[int, ...]
+    seconds: tuple[float, ...]
+    """When each is said, as far as one can tell."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +33,25 @@ class Vocabulary:
     """Also how many tokens there are that tell no time."""
     size: int
 
-    def write(self, said: Sequence[tuple[str, float, float]], *, timed: bool) -> list[int]:
-        """A window's text and what is around it; each utterance with its first and last second."""
-        tokens = [self.start] if timed else [self.start, self.no_times]
+    def write(self, said: Sequence[tuple[str, float, float]], *, timed: bool) -> Written:
+        """A window's text and what is around it; each utterance with its first and last second.
+
+        A piece is taken to be said at a time that is as far through its utterance as its letters.
+        """
+        first, last = said[0][1], said[-1][2]
+        written = [(self.start, first)] if timed else [(self.start, first), (self.no_times, first)]
         for text, start_s, end_s in said:
-            pieces = self.tokenizer.encode(f" {text}").ids
-            tokens += [self.time(start_s), *pieces, self.time(end_s)] if timed else pieces
-        return [*tokens, self.end]
+            pieces = self.tokenizer.encode(f" {text}")
+            span = end_s - start_s
+            middles = (sum(ends) / 2 / pieces.offsets[-1][1] for ends in pieces.offsets)
+            times = (start_s + span * middle for middle in middles)
+            spelled = list(zip(pieces.ids, times, strict=True))
+            if timed:
+                around = (self.time(start_s), start_s), (self.time(end_s), end_s)
+                spelled = [around[0], *spelled, around[1]]
+            written += spelled
+        tokens, seconds = zip(*written, (self.end, last), strict=True)
+        return Written(tokens, seconds)
 
     def time(self, seconds: float) -> int:
         return self.first_time + round(seconds / SECONDS_PER_TIME)

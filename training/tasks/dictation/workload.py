@@ -21,10 +21,11 @@ from training.split import Indices
 from training.tasks.dictation import network as networks
 from training.tasks.dictation import vocabulary
 from training.tasks.dictation.evaluate import to_windows, write
-from training.tasks.dictation.network import Learner
+from training.tasks.dictation.hints import hint
+from training.tasks.dictation.network import Learned, Learner
 from training.tasks.dictation.recipe import DictationRecipe
 from training.tasks.dictation.report import report
-from training.tasks.dictation.vocabulary import Vocabulary
+from training.tasks.dictation.vocabulary import Vocabulary, Written
 from training.tasks.dictation.windows import compose
 from training.tasks.speech_recognition.acoustics import hear
 from training.tasks.speech_recognition.corpus import RATE_HZ, Corpus, hash_corpus, split_corpus
@@ -112,17 +113,10 @@ class DictationWorkload:
         ]
         features = self._masks(self.features.to(generator.device)(to_windows(heard, self.samples)))
         inputs, labels = self._tokens(written, features.device)
-        logits, sound_logits = network(features, inputs)
-        tokens = self._next_tokens(logits, labels)
-        measured = {"loss": tokens.detach()}
-        loss = tokens[0] / tokens[1]
-        if sound_logits is not None:
-            made = np.stack([window.sounds for window in windows if window.sounds is not None])
-            sounds = functional.cross_entropy(
-                sound_logits.flatten(0, 1), torch.from_numpy(made).to(features.device).flatten()
-            )
-            loss = loss + recipe.sounds * sounds
-        return loss, measured
+        learned: Learned = network(features, inputs)
+        tokens = self._next_tokens(learned.tokens, labels)
+        loss = tokens[0] / tokens[1] + hint(learned, windows, written, recipe.hints)
+        return loss, {"loss": tokens.detach()}
 
     def score(self, model: nn.Module, examples: Indices, device: torch.device) -> Totals:
         """The accuracy is one minus the rate of word errors, or 0 if there are more than words."""
@@ -136,8 +130,7 @@ class DictationWorkload:
             heard = features(to_windows(waveforms, self.samples))
             written = [self.vocabulary.write([(text, 0.0, 0.0)], timed=False) for text in said]
             inputs, labels = self._tokens(written, device)
-            logits, _ = model(heard, inputs)
-            totals = totals + self._next_tokens(logits, labels)
+            totals = totals + self._next_tokens(model(heard, inputs).tokens, labels)
             with without_warnings():
                 compared = jiwer.process_words(said, write(model.whisper, heard, self.vocabulary))
             words += compared.hits + compared.substitutions + compared.deletions
@@ -159,12 +152,10 @@ class DictationWorkload:
         with without_warnings():
             return report(run, self.corpus, self.split, self.recipe, self.choose(history))
 
-    def _tokens(
-        self, written: Sequence[Sequence[int]], device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    def _tokens(self, written: Sequence[Written], device: torch.device) -> tuple[Tensor, Tensor]:
         """[window, token]: what the decoder is told, and what it shall say next."""
         longest = self.recipe.model.tokens
-        rows = [torch.tensor(tokens[: longest + 1]) for tokens in written]
+        rows = [torch.tensor(one.tokens[: longest + 1]) for one in written]
         inputs = pad_sequence(
             [row[:-1] for row in rows], batch_first=True, padding_value=self.vocabulary.end
         )
