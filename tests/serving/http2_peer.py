@@ -23,11 +23,17 @@ from h2.events import (
     StreamReset,
     TrailersReceived,
 )
+from hpack import Encoder
 from tritonclient.grpc import service_pb2
+
+from tests.support import RunningServer
 
 Frame = tuple[int, int, bytes]
 """Kind, stream and payload."""
-GOAWAY = 7
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY = range(8)
+WINDOW_UPDATE, CONTINUATION = 8, 9
+END_STREAM, END_HEADERS, PADDED, HAS_PRIORITY = 0x1, 0x4, 0x8, 0x20
+ACK = 0x1
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -77,6 +83,20 @@ def head(path: str = INFER, **changes: str | None) -> list[tuple[str, str]]:
         real = ":" + name[1:] if name.startswith("_") else name.replace("_", "-")
         headers[real] = value
     return [(name, value) for name, value in headers.items() if value is not None]
+
+
+def block(path: str = INFER) -> bytes:
+    """The headers of a call, for raw frames."""
+    return bytes(Encoder().encode(head(path)))
+
+
+ECHO = infer_message("echo", 1, 2, 3, 4)
+
+
+def is_up(server: RunningServer) -> bool:
+    """Whether an honest caller has an answer of the model `echo`."""
+    with Peer(server.grpc_port) as honest:
+        return honest.call(ECHO).values() == [1, 2, 3, 4]
 
 
 @dataclass
