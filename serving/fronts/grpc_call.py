@@ -207,23 +207,24 @@ class GrpcCall(Stream):
             self._queued -= len(message[1])
             self._hold(self._held - len(message[1]))
             self._make_room()
-            yield await self._read(message)
+            is_compressed, data = message
+            yield self._rpc.parse(await self._unpack(data) if is_compressed else data)
 
-    async def _read(self, message: Message) -> Any:
-        is_compressed, data = message
-        if is_compressed:
-            given = self._head.encoding, data, self._limit
-            is_long = len(data) >= _LONG_BYTES
-            data = await asyncio.to_thread(unpack, *given) if is_long else unpack(*given)
-        return self._rpc.parse(data)
+    async def _unpack(self, data: bytes) -> bytes:
+        given = self._head.encoding, data, self._limit
+        return (
+            await asyncio.to_thread(unpack, *given) if len(data) >= _LONG_BYTES else unpack(*given)
+        )
 
     # What it is answered.
 
     async def _run(self, given: Any) -> None:
         rpc = self._rpc
         try:
-            request = given if rpc.streams_requests else await self._read(given)
-            answer = await rpc.behavior(request, self)
+            if not rpc.streams_requests:
+                is_compressed, data = given
+                given = rpc.parse(await self._unpack(data) if is_compressed else data)
+            answer = await rpc.behavior(given, self)
             if not rpc.streams_responses:
                 data = rpc.serialize(answer)
                 if self._send_at_once(data):
@@ -286,7 +287,8 @@ class GrpcCall(Stream):
     def _done(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._hold(0)
+        if self._held:
+            self._hold(0)
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback(self)
@@ -301,7 +303,7 @@ class GrpcCall(Stream):
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
         self._trailing = write_block(
-            (name.encode(), value.encode()) for name, value in trailing_metadata
+            [(name.encode(), value.encode()) for name, value in trailing_metadata]
         )
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:

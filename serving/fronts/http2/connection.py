@@ -140,7 +140,7 @@ class Connection(Incoming, Outgoing):
             self._end_if_done()
 
     def _end_if_done(self) -> None:
-        if not self._takes_more and not self.streams and not self.is_ending:
+        if not self.streams and not self.is_ending:
             self.is_ending = True
             self.transport.close()
             self._set_timer(LINGER_S, self.transport.abort)
@@ -167,7 +167,8 @@ class Connection(Incoming, Outgoing):
 
     def _forget(self, id: int) -> None:
         self.streams.pop(id, None)
-        self._end_if_done()
+        if not self._takes_more:
+            self._end_if_done()
 
     def _charge(self, cost: int = 1) -> None:
         """The peer has sent what gets nothing done. Raises `ConnectionFault` at last."""

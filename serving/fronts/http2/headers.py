@@ -8,6 +8,7 @@ it is, for to read one takes longer than all else that is done for a small reque
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 from hpack import Decoder, HPACKError, OversizedHeaderListError
@@ -69,10 +70,14 @@ make its table smaller at any time, and need not be told that we know."""
 
 def write_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """A block that neither needs a table nor changes it."""
-    parts: list[bytes] = []
-    for name, value in headers:
-        parts += (b"\0", _length(len(name)), name, _length(len(value)), value)
-    return b"".join(parts)
+    return b"".join(
+        [part for name, value in headers for part in (_named(name), _length(len(value)), value)]
+    )
+
+
+@lru_cache(256)
+def _named(name: bytes) -> bytes:
+    return b"\0" + _length(len(name)) + name
 
 
 def _length(number: int) -> bytes:
