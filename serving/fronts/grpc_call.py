@@ -7,12 +7,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import quote
 
 import grpc
 import structlog
 
-from serving.fronts.compression import ENCODINGS
+from serving.fronts.grpc_blocks import OK, SUCCESS, status_block
 from serving.fronts.grpc_framing import (
     PREFIX,
     PREFIX_BYTES,
@@ -21,7 +20,7 @@ from serving.fronts.grpc_framing import (
     MessageReader,
     unpack,
 )
-from serving.fronts.grpc_head import IDENTITY, Head, Refusal
+from serving.fronts.grpc_head import Head, Refusal
 from serving.fronts.grpc_rpc import Metadata, Rpc
 from serving.fronts.http2.frames import DATA, END_HEADERS, END_STREAM, HEAD, HEADERS
 from serving.fronts.http2.headers import write_block
@@ -34,15 +33,6 @@ _LONG_BYTES = 1 << 14
 """A compressed message of so many bytes is unpacked in a thread."""
 _LONGEST_S = 10 * 365 * 86400.0
 """Beyond, a caller waits for ever."""
-_PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
-_SUCCESS = write_block(
-    [
-        (b":status", b"200"),
-        (b"content-type", b"application/grpc"),
-        (b"grpc-accept-encoding", ",".join((IDENTITY, *ENCODINGS)).encode()),
-    ]
-)
-_OK = write_block([(b"grpc-status", b"0")])
 _SHUTTING_DOWN = (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
 
 log = structlog.get_logger(__name__)
@@ -251,8 +241,8 @@ class GrpcCall(Stream):
         if size > room or self.is_done:
             return False
         connection.window_out -= size
-        headers = connection.first() + _SUCCESS
-        trailers = _OK + self._trailing
+        headers = connection.first() + SUCCESS
+        trailers = OK + self._trailing
         connection.write(
             b"".join(
                 (
@@ -272,7 +262,7 @@ class GrpcCall(Stream):
     async def _send(self, data: bytes) -> None:
         if not self._has_begun:
             self._has_begun = True
-            self.send_headers(self.connection.first() + _SUCCESS, ends=False)
+            self.send_headers(self.connection.first() + SUCCESS, ends=False)
         await self.send(PREFIX.pack(0, len(data)) + data)
 
     def _finish(self, code: grpc.StatusCode, details: str) -> None:
@@ -281,8 +271,8 @@ class GrpcCall(Stream):
             return
         if code is not grpc.StatusCode.OK:
             self._code = code
-        block = b"" if self._has_begun else self.connection.first() + _SUCCESS
-        self.send_headers(block + _status(code, details) + self._trailing, ends=True)
+        block = b"" if self._has_begun else self.connection.first() + SUCCESS
+        self.send_headers(block + status_block(code, details) + self._trailing, ends=True)
 
     def _done(self) -> None:
         if self._timer is not None:
@@ -330,7 +320,7 @@ class Refused(Stream):
     def __init__(self, connection: Connection, id: int, peer_is_done: bool, refusal: Refusal):
         super().__init__(connection, id, peer_is_done)
         if refusal.http_status == 200:
-            block = _SUCCESS + _status(refusal.code, refusal.message)
+            block = SUCCESS + status_block(refusal.code, refusal.message)
         else:
             block = write_block([(b":status", str(refusal.http_status).encode())])
         self.send_headers(connection.first() + block, ends=True)
@@ -343,11 +333,3 @@ class Refused(Stream):
 
     def stop(self) -> None:
         pass
-
-
-def _status(code: grpc.StatusCode, details: str) -> bytes:
-    number: int = code.value[0]
-    fields = [(b"grpc-status", str(number).encode())]
-    if details:
-        fields.append((b"grpc-message", quote(details, safe=_PRINTABLE).encode()))
-    return write_block(fields)

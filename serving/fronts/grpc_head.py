@@ -11,12 +11,12 @@ import grpc
 
 from serving.errors import shown
 from serving.fronts.compression import ENCODINGS
+from serving.fronts.grpc_blocks import IDENTITY
 from serving.fronts.grpc_rpc import Metadata, Rpc, Rpcs
 from serving.fronts.http2.connection import MAX_LIST_BYTES
 from serving.fronts.http2.frames import Code, StreamFault
 from serving.fronts.http2.headers import Headers
 
-IDENTITY = "identity"
 _CONTENT_TYPE = re.compile(rb"application/grpc(\+proto)?(;.*)?", re.IGNORECASE | re.DOTALL)
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.fronts.http2.connection import MAX_STREAMS, MOST_IDLE, PREFACE_S
+from serving.fronts.http2.connection import MAX_STREAMS, PREFACE_S
+from serving.fronts.http2.credit import MOST_IDLE
 from serving.fronts.http2.headers import write_block
 from tests.serving.http2_peer import (
     CONTINUATION,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from struct import Struct
-from time import monotonic
 from typing import Any, Protocol
 
 from serving.fronts.http2 import frames
+from serving.fronts.http2.credit import Credit
 from serving.fronts.http2.frames import Code, ConnectionFault, StreamFault, frame
 from serving.fronts.http2.headers import BlockReader, Headers
 from serving.fronts.http2.incoming import MAX_FRAME_BYTES, Incoming
@@ -23,13 +23,8 @@ MAX_SETTINGS = 32
 """In one frame."""
 CONNECTION_WINDOW = 1 << 26
 """What nobody reads is kept back stream by stream, so it need not be small."""
-MOST_IDLE = 1000
-"""Frames that get nothing done, such as pings and resets, which a peer has to its credit ..."""
-IDLE_PER_S = 100
-"""... and those that it gets every second. Besides, what gets something done earns it `_EARNED`."""
-_EARNED = 4
 _SETTINGS_COST = 10
-"""In idle frames: each may concern all streams."""
+"""In frames that get nothing done: each may concern all streams."""
 PREFACE_S = 10.0
 """For a peer to say that it speaks HTTP/2."""
 LINGER_S = 1.0
@@ -68,10 +63,12 @@ class Connection(Incoming, Outgoing):
         self._data_stream: Stream | None = None
         """Whose data is being read; None if there is no such stream any more."""
         self._data_ends = False
-        self._idle = 0
-        self._forgiven = monotonic()
+        self._credit = Credit()
+        self.earn = self._credit.earn
+        """For its streams, when they have got something done."""
         self._last_id = 0
         self._takes_more = True
+        self._is_draining = False
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -103,11 +100,6 @@ class Connection(Incoming, Outgoing):
 
     # What streams tell.
 
-    def earn(self) -> None:
-        """Something got done for the peer."""
-        if self._idle:
-            self._idle = max(0, self._idle - _EARNED)
-
     def ended(self, stream: Stream) -> None:
         """Its last frame has been written."""
         if not stream.peer_is_done:
@@ -127,8 +119,9 @@ class Connection(Incoming, Outgoing):
 
         It hears of it twice: what it has sent before it heard the first word is still answered.
         """
-        if self.is_ending:
+        if self.is_ending or self._is_draining:
             return
+        self._is_draining = True
         self.write(_goaway(frames.LARGEST_STREAM_ID, Code.NO_ERROR))
         self.write(frame(frames.PING, 0, 0, _LAST_PING))
         self._set_timer(LINGER_S, self._take_no_more)
@@ -170,22 +163,15 @@ class Connection(Incoming, Outgoing):
         if not self._takes_more:
             self._end_if_done()
 
-    def _charge(self, cost: int = 1) -> None:
+    def _charge(self, frames_: int = 1) -> None:
         """The peer has sent what gets nothing done. Raises `ConnectionFault` at last."""
-        self._idle += cost
-        if self._idle <= MOST_IDLE:
-            return
-        if not self.is_paused:  # who does not even read what we answer is forgiven nothing
-            now = monotonic()
-            self._idle = max(0, self._idle - int((now - self._forgiven) * IDLE_PER_S))
-            self._forgiven = now
-        if self._idle > MOST_IDLE:
-            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many frames that ask for nothing")
+        # Who does not even read what we answer is forgiven nothing.
+        self._credit.spend(frames_, forgives=not self.is_paused)
 
     # What comes in.
 
     def begin(self) -> None:
-        if self._timer is not None and self._takes_more:
+        if self._timer is not None and not self._is_draining:
             self._timer.cancel()
 
     def begin_data(self, id: int, flags: int, length: int, padding: int = 0) -> None:
