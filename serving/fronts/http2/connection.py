@@ -163,10 +163,10 @@ class Connection(Incoming, Outgoing):
         if not self._takes_more:
             self._end_if_done()
 
-    def _charge(self, frames_: int = 1) -> None:
+    def _charge(self, cost: int = 1) -> None:
         """The peer has sent what gets nothing done. Raises `ConnectionFault` at last."""
         # Who does not even read what we answer is forgiven nothing.
-        self._credit.spend(frames_, forgives=not self.is_paused)
+        self._credit.spend(cost, forgives=not self.is_paused)
 
     # What comes in.
 
