@@ -28,10 +28,12 @@ from serving.config import ModelConfig
 from serving.control import ControlMode, ModelControl
 from serving.errors import OperatorError
 from serving.fronts import restricted
+from serving.fronts.grpc_rpc import GrpcFront, Rpcs
 from serving.fronts.http import build_http
 from serving.fronts.http_connection import Connection
+from serving.fronts.listening import bind
 from serving.fronts.metrics import build_metrics
-from serving.fronts.v2_grpc import build_grpc
+from serving.fronts.v2_grpc import build_rpcs
 from serving.loading import Surroundings, load_model
 from serving.model import Model
 from serving.observability.logging import LogSettings
@@ -179,15 +181,14 @@ def _span_tracer(settings: TraceSettings) -> SpanTracer | None:
 
 
 class _App:
-    """Must be made inside the event loop: gRPC's server belongs to the loop it is made in."""
+    """Must be made inside the event loop: gRPC's front belongs to the loop it is made in."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
         self._server = build_server(settings)
         self._http: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
-        self._grpc = build_grpc(
+        rpcs = build_rpcs(
             self._server,
-            max_message_bytes=settings.max_input_bytes,
             restrictions=replace(
                 restricted.parse(
                     "--grpc-restricted-protocol", settings.grpc_restricted, "triton-grpc-protocol-"
@@ -196,6 +197,7 @@ class _App:
             ),
             strict=settings.triton_strict,
         )
+        self._grpc = _grpc_front(settings, rpcs)
 
     async def startup(self) -> None:
         settings = self._settings
@@ -209,8 +211,8 @@ class _App:
         ports = [settings.http_port]
         if settings.allow_metrics:
             ports.append(settings.metrics_port)
-        sockets = [_bind(settings.host, port) for port in ports]
-        grpc_port = self._bind_grpc()
+        sockets = [bind(settings.host, port) for port in ports]
+        grpc_port = self._grpc.bind(settings.host, settings.grpc_port)
         # What stands now stays: no collection need go through it again, while requests wait for it.
         # Not so the models, which may leave.
         gc.collect()
@@ -288,16 +290,6 @@ class _App:
         while not http.started and not task.done():  # noqa: ASYNC110 - uvicorn offers no event
             await asyncio.sleep(0.001)
 
-    def _bind_grpc(self) -> int:
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
-        try:
-            return self._grpc.add_insecure_port(f"{host}:{self._settings.grpc_port}")
-        except RuntimeError as error:
-            raise OperatorError(
-                f"cannot listen on {host}:{self._settings.grpc_port} for gRPC:"
-                " the address is in use or not one of this machine's"
-            ) from error
-
 
 class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
@@ -322,19 +314,15 @@ def _stop_event() -> asyncio.Event:
     return stop
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """Take the port, and refuse connections until there is something to answer them."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if listener.family is socket.AF_INET6:
-            # "::" is every address of both families, as it is for gRPC.
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise OperatorError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    return listener
+def _grpc_front(settings: Settings, rpcs: Rpcs) -> GrpcFront:
+    """The one that is chosen; of the other nothing is imported."""
+    if settings.grpc_front == "grpcio":
+        from serving.fronts.grpcio import GrpcioFront
+
+        return GrpcioFront(rpcs, max_message_bytes=settings.max_input_bytes)
+    from serving.fronts.grpc_native import NativeFront
+
+    return NativeFront(rpcs, max_message_bytes=settings.max_input_bytes)
 
 
 def _is_loopback(host: str) -> bool:

@@ -92,6 +92,12 @@ REPEATED: Any = {"multiple": True, "show_default": False}
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--http-port", type=PORT, default=8000, help="HTTP; 0 takes any free port.")
 @click.option("--grpc-port", type=PORT, default=8001, help="gRPC; 0 takes any free port.")
+@click.option(
+    "--grpc-front",
+    type=click.Choice(["native", "grpcio"]),
+    default=Settings.grpc_front,
+    help="What answers gRPC: a server of Slipway's own, or gRPC's, which is slower.",
+)
 @click.option("--metrics-port", type=PORT, default=8002, help="Prometheus; 0 takes any free port.")
 @click.option(
     "--model-control-mode",

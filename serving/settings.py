@@ -18,6 +18,7 @@ class Settings:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+    grpc_front: str = "native"
 
     # Which models are loaded, and who may change that.
     control_mode: str = "none"

@@ -29,6 +29,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "slipway-json": Contender("Slipway, v2 JSON", "slipway", "v2-json", "slipway-json"),
     "slipway-binary": Contender("Slipway, v2 binary", "slipway", "v2-binary", "slipway-binary"),
     "slipway-grpc": Contender("Slipway, v2 gRPC", "slipway", "v2-grpc", "slipway-grpc"),
+    "grpcio-plain": Contender("grpc.aio, its servicer", "grpcio", "v2-grpc", "slipway-grpc"),
     "triton-json": Contender("Triton, v2 JSON", "triton", "v2-json", "slipway-json"),
     "triton-binary": Contender("Triton, v2 binary", "triton", "v2-binary", "slipway-binary"),
     "triton-grpc": Contender("Triton, v2 gRPC", "triton", "v2-grpc", "slipway-grpc"),
@@ -40,6 +41,7 @@ CONTENDERS: Mapping[str, Contender] = {
 }
 SERVERS: Mapping[str, str] = {
     "slipway": "Slipway",
+    "grpcio": "grpc.aio",
     "triton": "Triton, Python backend",
     "fastapi": "FastAPI",
     "litserve": "LitServe",
@@ -101,6 +103,8 @@ def command(
         return Command(arguments, http_port, grpc_port, ROOT, variables)
     arguments = [str(home), str(HERE / f"servers/{server}_wire.py"), "--graph", str(graph)]
     arguments += ["--threads", str(threads), "--port", str(http_port)]
+    if server == "grpcio":
+        return Command(arguments, http_port, grpc_port=http_port, variables=variables)
     arguments += ["--shape", *map(str, network.shape)]
     if server == "litserve":
         arguments += ["--max-batch-size", str(MAX_BATCH)]

@@ -20,6 +20,7 @@ ratios are of the same run. "Slipway is x as fast" compares what is sent alike: 
 bytes with bytes, gRPC with gRPC. The cold start is from the start of the process to its first right
 answer. Nothing else should run meanwhile: what others take of the CPU is told with the results.
 
+grpc.aio is a plain servicer of gRPC's for Python, in the network's own process and without batches.
 Triton is that of the wheel nvidia-pytriton, with ONNX Runtime in its Python backend. LitServe and
 MLServer are installed into environments below --out when they are first needed. Who cannot be
 installed is left out. Results are tables on the terminal, and table.md, results.json and plot.png

@@ -7,7 +7,8 @@ import asyncio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from serving.errors import NotFound
-from serving.fronts.grpc_status import Context, abort
+from serving.fronts.grpc_rpc import Context
+from serving.fronts.grpc_status import abort
 from serving.server import Server
 
 POLL_S = 0.25

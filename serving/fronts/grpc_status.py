@@ -5,12 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import grpc
 import structlog
 
 from serving.errors import Expired, InferenceFailed, SlipwayError
+from serving.fronts.grpc_rpc import Context
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +39,6 @@ _CLOCKS_AGREE_WITHIN_S = 0.01
 
 UNREADABLE = object()
 """Stands for bytes that are no message of the method they were sent to."""
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def describe(error: Exception) -> tuple[grpc.StatusCode, str]:

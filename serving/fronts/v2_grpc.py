@@ -1,4 +1,4 @@
-"""The gRPC front whole: which RPCs there are, who may call them, and what answers them.
+"""gRPC whole: which RPCs there are, who may call them, and what answers them.
 
 The protocol is Open Inference Protocol v2 with Triton's extensions, in the messages that
 `tritonclient` ships; beside it are gRPC's own health and reflection services.
@@ -6,29 +6,31 @@ The protocol is Open Inference Protocol v2 with Triton's extensions, in the mess
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from tritonclient.grpc import service_pb2
 
 from serving.errors import InvalidRequest, Restricted
 from serving.fronts.grpc_health import Health
-from serving.fronts.grpc_status import GRPC_STATUS, UNREADABLE, Context, abort, metadata
+from serving.fronts.grpc_rpc import Behavior, Context, Rpc, Rpcs
+from serving.fronts.grpc_status import GRPC_STATUS, UNREADABLE, abort, metadata
 from serving.fronts.restricted import Restrictions
 from serving.fronts.v2_grpc_control import Control
 from serving.fronts.v2_grpc_infer import Inference
 from serving.server import Server
 
-__all__ = ["GRPC_STATUS", "build_grpc"]
+__all__ = ["GRPC_STATUS", "build_rpcs"]
 
 INFERENCE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
 # RPC -> the group of calls that it is restricted with.
 GROUPS: Mapping[str, str] = {
@@ -69,22 +71,9 @@ CHANGES = frozenset(
     }
 )
 
-Behavior = Callable[[Any, Context], Awaitable[Any]]
 
-
-def build_grpc(
-    server: Server, *, max_message_bytes: int, restrictions: Restrictions, strict: bool
-) -> grpc.aio.Server:
-    """A gRPC server that is not bound to a port yet."""
-    options = [
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", -1),
-        # Two servers that share a port by accident must be an error, not a coin toss.
-        ("grpc.so_reuseport", 0),
-        # Clients may send keepalive pings every ten seconds; by default that ends the connection.
-        ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-    ]
+def build_rpcs(server: Server, *, restrictions: Restrictions, strict: bool) -> Rpcs:
+    """All RPCs of the port, for whichever front takes the calls."""
     inference = Inference(server)
     control = Control(server, strict=strict)
     health = Health(server, INFERENCE.full_name, strict=strict)
@@ -97,28 +86,22 @@ def build_grpc(
     for method in INFERENCE.methods:
         if method.name not in behaviors:
             behaviors[method.name] = _answering(getattr(control, method.name))
-    grpc_server = grpc.aio.server(options=options)
+    rpcs: dict[str, Rpc] = {}
     for service in (INFERENCE, HEALTH):
-        handlers = {
-            method.name: _handler(
-                method, _guarded(method.name, behaviors[method.name], restrictions)
-            )
-            for method in service.methods
-            if method.name in behaviors
-        }
-        generic = grpc.method_handlers_generic_handler(service.full_name, handlers)
-        grpc_server.add_generic_rpc_handlers((generic,))
-    names = (INFERENCE.full_name, HEALTH.full_name, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, grpc_server)
-    return grpc_server
+        for method in service.methods:
+            if method.name in behaviors:
+                behavior = _guarded(method.name, behaviors[method.name], restrictions)
+                rpcs[f"/{service.full_name}/{method.name}"] = _rpc(method, behavior)
+    # It reads and writes its messages itself.
+    infer = f"/{INFERENCE.full_name}/ModelInfer"
+    rpcs[infer] = replace(rpcs[infer], parse=bytes, serialize=bytes)
+    (reflect,) = REFLECTION.methods
+    names = (INFERENCE.full_name, HEALTH.full_name, REFLECTION.full_name)
+    rpcs[f"/{REFLECTION.full_name}/{reflect.name}"] = _rpc(reflect, _reflecting(names))
+    return rpcs
 
 
-def _handler(method: Any, behavior: Behavior) -> Any:
-    kinds = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }
+def _rpc(method: Any, behavior: Behavior) -> Rpc:
     kind = GetMessageClass(method.input_type)
 
     def parse(data: bytes) -> Any:
@@ -127,11 +110,36 @@ def _handler(method: Any, behavior: Behavior) -> Any:
         except DecodeError:
             return UNREADABLE
 
-    return kinds[method.client_streaming, method.server_streaming](
+    return Rpc(
         behavior if method.client_streaming else _readable(behavior),
-        request_deserializer=parse,
-        response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        parse,
+        GetMessageClass(method.output_type).SerializeToString,
+        method.client_streaming,
+        method.server_streaming,
     )
+
+
+def _reflecting(names: Sequence[str]) -> Behavior:
+    reflect = reflection.aio.ReflectionServicer(names).ServerReflectionInfo
+
+    async def behavior(messages: Any, context: Context) -> None:
+        # The stubs take the generator for a coroutine that returns one.
+        answers: Any = reflect(_readable_ones(messages, context), context)
+        async for answer in answers:
+            await context.write(answer)
+
+    return behavior
+
+
+async def _readable_ones(messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async for message in messages:
+        if message is UNREADABLE:
+            await _refuse_unreadable(context)
+        yield message
+
+
+async def _refuse_unreadable(context: Context) -> None:
+    await abort(context, InvalidRequest("the request is not a message of this method"))
 
 
 def _readable(behavior: Behavior) -> Behavior:
@@ -139,7 +147,7 @@ def _readable(behavior: Behavior) -> Behavior:
 
     async def readable(request: Any, context: Context) -> Any:
         if request is UNREADABLE:
-            await abort(context, InvalidRequest("the request is not a message of this method"))
+            await _refuse_unreadable(context)
         return await behavior(request, context)
 
     return readable

@@ -10,14 +10,17 @@ from math import inf
 from time import monotonic
 from typing import Any
 
-import grpc
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from serving.calls import Call, Front, new_id
 from serving.errors import InvalidRequest, RequestError, Unavailable
-from serving.fronts.grpc_status import UNREADABLE, Context, abort, describe, is_too_late, metadata
+from serving.fronts.grpc_rpc import CALLER_IS_GONE, Context
+from serving.fronts.grpc_status import UNREADABLE, abort, describe, is_too_late, metadata
 from serving.fronts.v2_call import InferCall, check_wishes, place
+from serving.fronts.v2_grpc_bytes import response_bytes
 from serving.fronts.v2_grpc_messages import check_version, parse_infer, render_infer
+from serving.fronts.v2_grpc_patterns import Patterns
 from serving.model import Model
 from serving.server import Server
 from serving.types import InferResponse
@@ -36,17 +39,21 @@ class Inference:
 
     def __init__(self, server: Server):
         self._server = server
+        self._patterns = Patterns()
 
-    async def infer(self, message: Any, context: Context) -> Any:
-        """ModelInfer"""
+    async def infer(self, data: bytes, context: Context) -> bytes:
+        """ModelInfer, of messages as they travel."""
         caller = _new_call(context, _INFER)
         context.set_trailing_metadata((("x-request-id", caller.id),))
-        # The stubs take a class for what is a protocol.
-        context.add_done_callback(partial(self._done, caller))  # type: ignore[arg-type]
+        context.add_done_callback(partial(self._done, caller))
         caller.received = monotonic()
         try:
-            model, call = self.parse(message, caller, _deadline(context, caller.received))
-            return self.render(model, call, await self._server.infer(call.request))
+            model, call = self._read(data, caller, _deadline(context, caller.received))
+            response = await self._server.infer(call.request)
+            if not call.wishes and not response.parameters:
+                return response_bytes(response)
+            answer: bytes = self.render(model, call, response).SerializeToString()
+            return answer
         except Exception as error:
             await abort(context, error)
 
@@ -69,6 +76,27 @@ class Inference:
         """The answer is with gRPC."""
         caller.sent = monotonic()
         self._server.sent(caller)
+
+    def _read(self, data: bytes, caller: Call, deadline: float) -> tuple[Model, InferCall]:
+        """As `parse`; what is like an earlier request is known without reading it."""
+        call = self._patterns.call(data)
+        if call is None:
+            try:
+                message = service_pb2.ModelInferRequest.FromString(data)
+            except DecodeError:
+                raise InvalidRequest("the request is not a message of this method") from None
+            model, call = self.parse(message, caller, deadline)
+            self._patterns.learn(data, message, call)
+            return model, call
+        request = call.request
+        try:
+            model = self._server.model(request.model_name, request.model_version)
+        except RequestError as error:
+            self._server.note_invalid(error, caller, request.model_name, request.model_version)
+            raise
+        request.asked_by(caller)
+        request.deadline = deadline
+        return model, call
 
     def parse(self, message: Any, caller: Call, deadline: float) -> tuple[Model, InferCall]:
         """A request as the server takes it, and its model; what keeps it from that is counted."""
@@ -150,8 +178,7 @@ class _Stream:
             answer.parameters["triton_final_response"].bool_param = True
             await _ended(before)
             await self._send(service_pb2.ModelStreamInferResponse(infer_response=answer))
-        except grpc.aio.InternalError:
-            # The caller is gone, and gRPC has yet to tell us by cancelling the call.
+        except CALLER_IS_GONE:
             return
         except Exception as error:
             if self._ends_on_error or is_too_late(self._context, error):

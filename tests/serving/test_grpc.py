@@ -27,14 +27,20 @@ from tests.support import RunningServer, await_true, config, serving, write_conf
 HealthState = health_pb2.HealthCheckResponse
 
 
+@pytest.fixture(scope="module", params=["native", "grpcio"])
+def front(request: pytest.FixtureRequest) -> str:
+    """Each has the same conversations."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def explicit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def explicit(tmp_path_factory: pytest.TempPathFactory, front: str) -> Iterator[RunningServer]:
     """A server that loads and unloads on request, with shared memory."""
     repository = tmp_path_factory.mktemp("explicit")
     write_fake(repository, "echo")
     write_fake(repository, "spare")
     (write_config(repository, "broken", config()) / "1").mkdir()
-    options = ["--model-control-mode", "explicit", "--load-model", "echo"]
+    options = ["--model-control-mode", "explicit", "--load-model", "echo", "--grpc-front", front]
     with serving(repository, *options, "--allow-client-shm", "true", "--id", "named") as running:
         yield running
 
@@ -335,9 +341,12 @@ def test_as_strict_as_triton(tmp_path: Path) -> None:
         assert status == "INVALID_ARGUMENT"
 
 
-def test_watchers_do_not_hold_up_the_end(tmp_path: Path) -> None:
+def test_watchers_do_not_hold_up_the_end(tmp_path: Path, front: str) -> None:
     write_fake(tmp_path, "echo")
-    with serving(tmp_path) as running, grpc.insecure_channel(running.grpc) as channel:
+    with (
+        serving(tmp_path, "--grpc-front", front) as running,
+        grpc.insecure_channel(running.grpc) as channel,
+    ):
         health: Any = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == HealthState.SERVING

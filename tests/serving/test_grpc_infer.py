@@ -41,8 +41,14 @@ parameters { key: "delay_ms" value { string_value: "DELAY" } }
 """
 
 
+@pytest.fixture(scope="module", params=["native", "grpcio"])
+def front(request: pytest.FixtureRequest) -> str:
+    """Each has the same conversations."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def running(tmp_path_factory: pytest.TempPathFactory, front: str) -> Iterator[RunningServer]:
     repository = tmp_path_factory.mktemp("infer")
     write_fake(repository, "echo")
     write_fake(repository, "slow", delay_ms=400)
@@ -60,7 +66,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
     for name, delay in {"parts": "0", "slow-parts": "150"}.items():
         directory = write_config(repository, name, DECOUPLED.replace("DELAY", delay))
         (directory / "1").mkdir()
-    with serving(repository, "--allow-client-shm", "true") as server:
+    with serving(repository, "--allow-client-shm", "true", "--grpc-front", front) as server:
         yield server
         # gRPC's own word for what we let slip.
         assert [line for line in server.log if "servicer method" in str(line)] == []
@@ -390,9 +396,12 @@ async def test_the_asyncio_client(running: RunningServer) -> None:
     assert got == {str(i): i for i in range(30)}
 
 
-def test_an_open_stream_does_not_hold_up_the_end(tmp_path: Path) -> None:
+def test_an_open_stream_does_not_hold_up_the_end(tmp_path: Path, front: str) -> None:
     write_fake(tmp_path, "slow", delay_ms=1000)
-    with serving(tmp_path) as running, grpc.insecure_channel(running.grpc) as channel:
+    with (
+        serving(tmp_path, "--grpc-front", front) as running,
+        grpc.insecure_channel(running.grpc) as channel,
+    ):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         more: queue.Queue[Any] = queue.Queue()
         more.put(request("slow", 1, 2, 3, 4))

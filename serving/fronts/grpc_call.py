@@ -1,0 +1,335 @@
+"""A call of gRPC on a stream of ours: what behaviors know as its context."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+import structlog
+
+from serving.fronts.grpc_blocks import OK, SUCCESS, status_block
+from serving.fronts.grpc_framing import (
+    PREFIX,
+    PREFIX_BYTES,
+    Aborted,
+    Message,
+    MessageReader,
+    unpack,
+)
+from serving.fronts.grpc_head import Head, Refusal
+from serving.fronts.grpc_rpc import Metadata, Rpc
+from serving.fronts.http2.frames import DATA, END_HEADERS, END_STREAM, HEAD, HEADERS
+from serving.fronts.http2.headers import write_block
+from serving.fronts.http2.stream import WINDOW, Stream, StreamEnded
+
+if TYPE_CHECKING:
+    from serving.fronts.http2.connection import Connection
+
+_LONG_BYTES = 1 << 14
+"""A compressed message of so many bytes is unpacked in a thread."""
+_LONGEST_S = 10 * 365 * 86400.0
+"""Beyond, a caller waits for ever."""
+_SHUTTING_DOWN = (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+
+log = structlog.get_logger(__name__)
+
+
+class GrpcCall(Stream):
+    """`most_held` bounds what all calls of its connection may hold of requests not yet read."""
+
+    __slots__ = (
+        "_callbacks",
+        "_code",
+        "_deadline",
+        "_has_begun",
+        "_head",
+        "_held",
+        "_is_cancelled",
+        "_limit",
+        "_most_held",
+        "_news",
+        "_queue",
+        "_queued",
+        "_reader",
+        "_rpc",
+        "_task",
+        "_timer",
+        "_trailing",
+        "_unread",
+        "_verdict",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        id: int,
+        peer_is_done: bool,
+        head: Head,
+        rpc: Rpc,
+        limit: int,
+        most_held: int,
+    ):
+        super().__init__(connection, id, peer_is_done)
+        self._head = head
+        self._rpc = rpc
+        self._limit = limit
+        self._most_held = most_held
+        self._reader: MessageReader | None = None
+        self._held = 0
+        self._queue: deque[Message] = deque()
+        self._queued = 0
+        """Bytes in the queue."""
+        self._unread = 0
+        """Bytes that the caller has not been given back the room for."""
+        self._news: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: float | None = None
+        self._has_begun = False
+        """The headers of the answer are sent."""
+        self._trailing = b""
+        self._callbacks: list[Callable[[Any], object]] = []
+        self._code: grpc.StatusCode | None = None
+        self._is_cancelled = False
+        self._verdict: tuple[grpc.StatusCode, str] | None = None
+        """Why the task is cancelled, for the caller to know."""
+
+    def begin(self) -> None:
+        """The headers are there."""
+        timeout_s = self._head.timeout_s
+        if timeout_s is not None and timeout_s < _LONGEST_S:
+            self._deadline = monotonic() + timeout_s
+            self._timer = self.connection.loop.call_later(timeout_s, self._expire)
+        if self._rpc.streams_requests:
+            self._task = self.connection.loop.create_task(self._run(self._requests()))
+        elif self.peer_is_done:
+            self.receive(b"", True)
+
+    # What the stream brings.
+
+    def receive(self, data: bytes | memoryview, ends: bool) -> None:
+        if ends and self._reader is None and not self._rpc.streams_requests:
+            # All of a call at once, as small ones come.
+            length = len(data) - PREFIX_BYTES
+            if 0 <= length <= self._limit and PREFIX.unpack_from(data) == (0, length):
+                self._start((False, bytes(data[PREFIX_BYTES:])))
+                return
+        try:
+            if self._reader is None:
+                self._reader = MessageReader(self._limit)
+            messages = self._reader.feed(data)
+            if ends and self._reader.held:
+                raise Aborted(grpc.StatusCode.INVALID_ARGUMENT, "a message is cut short")
+            self._unread += len(data)
+            for message in messages:
+                self._queue.append(message)
+                self._queued += len(message[1])
+            self._hold(self._queued + self._reader.held)
+            if self.connection.held > self._most_held:
+                raise Aborted(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    "too much was sent on one connection that cannot be read yet",
+                )
+            if not self._rpc.streams_requests:
+                self._take_one(ends)
+            elif (messages or ends) and self._news is not None and not self._news.done():
+                self._news.set_result(None)
+        except Aborted as error:
+            self._give_up(error.code, error.details)
+        self._make_room()
+
+    def lost(self) -> None:
+        self._is_cancelled = True
+        if self._task is None:
+            self._done()
+        else:
+            self._task.cancel()
+
+    def stop(self) -> None:
+        self._give_up(*_SHUTTING_DOWN)
+
+    def _expire(self) -> None:
+        self._give_up(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+    def _give_up(self, code: grpc.StatusCode, details: str) -> None:
+        if self.is_done:
+            return
+        if self._task is None:
+            self._finish(code, details)
+            self._done()
+        elif self._verdict is None:
+            self._verdict = (code, details)
+            self._task.cancel()
+
+    def _take_one(self, ends: bool) -> None:
+        """A method that takes one message begins when that is there, and nothing after it."""
+        if len(self._queue) > 1 or (ends and not self._queue):
+            raise Aborted(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message")
+        if ends:
+            self._start(self._queue.popleft())
+            self._hold(0)
+
+    def _start(self, message: Message) -> None:
+        self._task = self.connection.loop.create_task(self._run(message))
+
+    def _make_room(self) -> None:
+        """Whoever sends more than is read is kept waiting, except in the midst of a message."""
+        if self._queued < WINDOW // 2:
+            size, self._unread = self._unread, 0
+            self.grant(size)
+
+    def _hold(self, size: int) -> None:
+        self.connection.held += size - self._held
+        self._held = size
+
+    async def _requests(self) -> AsyncIterator[Any]:
+        while True:
+            while not self._queue:
+                if self.peer_is_done:
+                    return
+                self._news = self.connection.loop.create_future()
+                await self._news
+            message = self._queue.popleft()
+            self._queued -= len(message[1])
+            self._hold(self._held - len(message[1]))
+            self._make_room()
+            is_compressed, data = message
+            yield self._rpc.parse(await self._unpack(data) if is_compressed else data)
+
+    async def _unpack(self, data: bytes) -> bytes:
+        given = self._head.encoding, data, self._limit
+        return (
+            await asyncio.to_thread(unpack, *given) if len(data) >= _LONG_BYTES else unpack(*given)
+        )
+
+    # What it is answered.
+
+    async def _run(self, given: Any) -> None:
+        rpc = self._rpc
+        try:
+            if not rpc.streams_requests:
+                is_compressed, data = given
+                given = rpc.parse(await self._unpack(data) if is_compressed else data)
+            answer = await rpc.behavior(given, self)
+            if not rpc.streams_responses:
+                data = rpc.serialize(answer)
+                if self._send_at_once(data):
+                    return
+                await self._send(data)
+            self._finish(grpc.StatusCode.OK, "")
+        except Aborted as error:
+            self._finish(error.code, error.details)
+        except asyncio.CancelledError:
+            self._finish(*(self._verdict or _SHUTTING_DOWN))
+        except StreamEnded:
+            self._is_cancelled = True
+        except Exception as error:
+            log.error("unexpected error", exc_info=error)
+            self._finish(grpc.StatusCode.INTERNAL, "internal error; the server's log has the cause")
+        finally:
+            self._done()
+
+    def _send_at_once(self, data: bytes) -> bool:
+        """Headers, message and trailers in one piece, if there is room for them."""
+        connection = self.connection
+        size = PREFIX_BYTES + len(data)
+        room = min(connection.room(), self.window_out, connection.max_frame_out)
+        if size > room or self.is_done:
+            return False
+        connection.window_out -= size
+        headers = connection.first() + SUCCESS
+        trailers = OK + self._trailing
+        connection.write(
+            b"".join(
+                (
+                    HEAD.pack(len(headers) << 8 | HEADERS, END_HEADERS, self.id),
+                    headers,
+                    HEAD.pack(size << 8 | DATA, 0, self.id),
+                    PREFIX.pack(0, len(data)),
+                    data,
+                    HEAD.pack(len(trailers) << 8 | HEADERS, END_HEADERS | END_STREAM, self.id),
+                    trailers,
+                )
+            )
+        )
+        self.end()
+        return True
+
+    async def _send(self, data: bytes) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            self.send_headers(self.connection.first() + SUCCESS, ends=False)
+        await self.send(PREFIX.pack(0, len(data)) + data)
+
+    def _finish(self, code: grpc.StatusCode, details: str) -> None:
+        """Say how it ended, if that is not said."""
+        if self.is_done:
+            return
+        if code is not grpc.StatusCode.OK:
+            self._code = code
+        block = b"" if self._has_begun else self.connection.first() + SUCCESS
+        self.send_headers(block + status_block(code, details) + self._trailing, ends=True)
+
+    def _done(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._held:
+            self._hold(0)
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(self)
+
+    # What behaviors ask for; see `Context`.
+
+    def invocation_metadata(self) -> Metadata:
+        return self._head.metadata
+
+    def time_remaining(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - monotonic())
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        self._trailing = write_block(
+            [(name.encode(), value.encode()) for name, value in trailing_metadata]
+        )
+
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+        self._callbacks.append(callback)
+
+    def code(self) -> grpc.StatusCode | None:
+        return self._code
+
+    def cancelled(self) -> bool:
+        return self._is_cancelled
+
+    async def write(self, message: Any) -> None:
+        await self._send(self._rpc.serialize(message))
+
+    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
+        raise Aborted(code, details)
+
+
+class Refused(Stream):
+    """A stream that is no call, and is told so."""
+
+    __slots__ = ()
+
+    def __init__(self, connection: Connection, id: int, peer_is_done: bool, refusal: Refusal):
+        super().__init__(connection, id, peer_is_done)
+        if refusal.http_status == 200:
+            block = SUCCESS + status_block(refusal.code, refusal.message)
+        else:
+            block = write_block([(b":status", str(refusal.http_status).encode())])
+        self.send_headers(connection.first() + block, ends=True)
+
+    def receive(self, data: bytes | memoryview, ends: bool) -> None:
+        """It has ended, and nothing comes by it."""
+
+    def lost(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass

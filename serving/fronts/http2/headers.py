@@ -1,0 +1,96 @@
+"""Blocks of headers: reading them, by `hpack`, and writing them.
+
+A client that calls the same method again and again sends the same few bytes each time, once its
+table holds what they stand for. What such a block says is remembered as long as the table stays as
+it is, for to read one takes longer than all else that is done for a small request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Generic, TypeVar
+
+from hpack import Decoder, HPACKError, OversizedHeaderListError
+
+from serving.fronts.http2.frames import Code, ConnectionFault
+
+Headers = Sequence[tuple[bytes, bytes]]
+Head = TypeVar("Head")
+
+MAX_DECODED_BYTES = 64 * 1024
+"""Of the headers of one block, with 32 more for each. Beyond, the connection ends."""
+_MOST_KNOWN = 64
+_LONGEST_KNOWN = 1024
+
+
+class BlockReader(Generic[Head]):
+    """Reads the blocks of one connection; `understand` makes of headers what the reader returns."""
+
+    def __init__(self, understand: Callable[[Headers], Head]):
+        self._understand = understand
+        self._decoder = Decoder(MAX_DECODED_BYTES)
+        self._known: dict[bytes, Head] = {}
+
+    def read(self, block: bytes) -> Head:
+        """Raises `ConnectionFault`, after which nothing more can be read, and as `understand`."""
+        found = self._known.get(block)
+        if found is not None:
+            return found
+        table = self._decoder.header_table
+        before = (table.maxsize, len(table.dynamic_entries))
+        newest = table.dynamic_entries[0] if table.dynamic_entries else None
+        try:
+            headers: Headers = list(self._decoder.decode(block, raw=True))
+        except OversizedHeaderListError:
+            raise ConnectionFault(
+                Code.ENHANCE_YOUR_CALM, f"headers have more than {MAX_DECODED_BYTES} bytes"
+            ) from None
+        except (HPACKError, IndexError) as error:
+            raise ConnectionFault(Code.COMPRESSION_ERROR, str(error)) from None
+        # Every entry is an object of its own, so a new one is told from an old one that is equal.
+        is_same = (
+            before == (table.maxsize, len(table.dynamic_entries))
+            and (table.dynamic_entries[0] if table.dynamic_entries else None) is newest
+        )
+        if not is_same:
+            self._known.clear()
+        understood = self._understand(headers)
+        if is_same and len(block) <= _LONGEST_KNOWN:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[block] = understood
+        return understood
+
+
+NO_TABLE = b"\x20"
+"""At the beginning of the first block that is sent: the peer need keep no table for us. It may
+make its table smaller at any time, and need not be told that we know."""
+
+
+def write_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A block that neither needs a table nor changes it."""
+    return b"".join(
+        [part for name, value in headers for part in (_named(name), _length(len(value)), value)]
+    )
+
+
+@lru_cache(256)
+def _named(name: bytes) -> bytes:
+    return b"\0" + _length(len(name)) + name
+
+
+def _length(number: int) -> bytes:
+    """Of a text that is not compressed (RFC 7541, 5.1, with a prefix of 7 bits)."""
+    if number < 127:
+        return _SHORT[number]
+    rest = number - 127
+    digits = bytearray(b"\x7f")
+    while rest >= 128:
+        digits.append(rest & 127 | 128)
+        rest >>= 7
+    digits.append(rest)
+    return bytes(digits)
+
+
+_SHORT = [bytes([number]) for number in range(127)]

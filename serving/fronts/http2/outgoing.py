@@ -1,0 +1,76 @@
+"""How much a peer takes, on a connection and now; and who waits for it to take more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from serving.fronts.http2 import frames
+from serving.fronts.http2.frames import Code, ConnectionFault
+from serving.fronts.http2.headers import NO_TABLE
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Outgoing(asyncio.Protocol):
+    """The windows of streams are their own; see `Stream`."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.is_ending = False
+        """Nothing is read or written any more."""
+        self.is_paused = False
+        """What was written has not even left yet."""
+        self.window_out = frames.DEFAULT_WINDOW
+        self.initial_window_out = frames.DEFAULT_WINDOW
+        """Of a stream."""
+        self.max_frame_out = frames.DEFAULT_FRAME_SIZE
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._first = NO_TABLE
+
+    def pause_writing(self) -> None:
+        self.is_paused = True
+
+    def resume_writing(self) -> None:
+        self.is_paused = False
+        self.wake()
+
+    def write(self, data: Buffer) -> None:
+        if not self.is_ending:
+            self.transport.write(data)
+
+    def first(self) -> bytes:
+        """What the next block of headers must begin with."""
+        first, self._first = self._first, b""
+        return first
+
+    def room(self) -> int:
+        """Bytes that can go out now, for whoever has not waited."""
+        return 0 if self.is_paused or self._waiting else self.window_out
+
+    async def wait_for_room(self) -> None:
+        """One after the other."""
+        turn = self.loop.create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self.wake()
+            raise
+
+    def wake(self) -> None:
+        """Let the next who waits have what room there is; it is to call this when it is done."""
+        while self._waiting and not self.is_paused and self.window_out > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    def widen(self, size: int) -> None:
+        """The peer takes so many bytes more. Raises `ConnectionFault`."""
+        self.window_out += size
+        if self.window_out > frames.LARGEST_WINDOW:
+            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "the connection's window is too large")
+        self.wake()

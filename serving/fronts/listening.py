@@ -1,0 +1,25 @@
+"""Ports."""
+
+from __future__ import annotations
+
+import socket
+
+from serving.errors import OperatorError
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the port, and refuse connections until there is something to answer them.
+
+    Raises `OperatorError`.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if listener.family is socket.AF_INET6:
+            # "::" is every address of both families, as it is for gRPC.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OperatorError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return listener
