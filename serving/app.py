@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -27,12 +28,13 @@ from serving.catalog import Catalog
 from serving.config import ModelConfig
 from serving.control import ControlMode, ModelControl
 from serving.errors import OperatorError
-from serving.fronts import restricted
+from serving.fronts import restricted, tls
 from serving.fronts.grpc_rpc import GrpcFront, Rpcs
 from serving.fronts.http import build_http
 from serving.fronts.http_connection import Connection
 from serving.fronts.listening import bind
 from serving.fronts.metrics import build_metrics
+from serving.fronts.tls import Tls
 from serving.fronts.v2_grpc import build_rpcs
 from serving.loading import Surroundings, load_model
 from serving.model import Model
@@ -197,7 +199,7 @@ class _App:
             ),
             strict=settings.triton_strict,
         )
-        self._grpc = _grpc_front(settings, rpcs)
+        self._grpc = _grpc_front(settings, rpcs, tls.of_grpc(settings))
 
     async def startup(self) -> None:
         settings = self._settings
@@ -208,6 +210,8 @@ class _App:
             guard_management=not _is_loopback(settings.host),
             strict=settings.triton_strict,
         )
+        secured = tls.of_http(settings)
+        https = secured.context(["http/1.1"]) if secured else None
         ports = [settings.http_port]
         if settings.allow_metrics:
             ports.append(settings.metrics_port)
@@ -222,12 +226,11 @@ class _App:
         if failures and settings.exit_on_error:
             await self._server.close()
             raise OperatorError("\n".join(str(failure) for failure in failures))
-        apps: list[tuple[ASGIApp, type[Connection]]] = [(http, connection)]
+        await self._start_http(http, connection, sockets[0], https)
         if settings.allow_metrics:
-            apps.append((build_metrics(self._server.metrics.registry), Connection))
+            metrics = build_metrics(self._server.metrics.registry)
             self._server.metrics.loop_lag.start()
-        for (app, connection), listener in zip(apps, sockets, strict=True):
-            await self._start_http(app, connection, listener)
+            await self._start_http(metrics, Connection, sockets[1], None)
         await self._grpc.start()
         http_port, *metrics_port = (listener.getsockname()[1] for listener in sockets)
         log.info(
@@ -265,7 +268,11 @@ class _App:
         return True
 
     async def _start_http(
-        self, app: ASGIApp, connection: type[Connection], listener: socket.socket
+        self,
+        app: ASGIApp,
+        connection: type[Connection],
+        listener: socket.socket,
+        secured: ssl.SSLContext | None,
     ) -> None:
         config = uvicorn.Config(
             app,
@@ -284,6 +291,9 @@ class _App:
             # Longer than clients keep theirs, so that it is they who close an idle connection.
             timeout_keep_alive=75,
         )
+        # uvicorn would make one from files, and say less of what is wrong with them.
+        config.load()
+        config.ssl = secured
         http = _Uvicorn(config)
         task = asyncio.create_task(http.serve(sockets=[listener]))
         self._http.append((http, task))
@@ -314,15 +324,15 @@ def _stop_event() -> asyncio.Event:
     return stop
 
 
-def _grpc_front(settings: Settings, rpcs: Rpcs) -> GrpcFront:
+def _grpc_front(settings: Settings, rpcs: Rpcs, secured: Tls | None) -> GrpcFront:
     """The one that is chosen; of the other nothing is imported."""
     if settings.grpc_front == "grpcio":
         from serving.fronts.grpcio import GrpcioFront
 
-        return GrpcioFront(rpcs, max_message_bytes=settings.max_input_bytes)
+        return GrpcioFront(rpcs, max_message_bytes=settings.max_input_bytes, tls=secured)
     from serving.fronts.grpc_native import NativeFront
 
-    return NativeFront(rpcs, max_message_bytes=settings.max_input_bytes)
+    return NativeFront(rpcs, max_message_bytes=settings.max_input_bytes, tls=secured)
 
 
 def _is_loopback(host: str) -> bool:

@@ -30,6 +30,7 @@ COMMANDS = {
 }
 
 PORT = click.IntRange(0, 65535)
+PEM: Any = {"type": click.Path(path_type=Path), "metavar": "FILE", "show_default": False}
 
 
 class _LazyGroup(click.Group):
@@ -99,6 +100,25 @@ REPEATED: Any = {"multiple": True, "show_default": False}
     help="What answers gRPC: a server of Slipway's own, or gRPC's, which is slower.",
 )
 @click.option("--metrics-port", type=PORT, default=8002, help="Prometheus; 0 takes any free port.")
+@click.option(
+    "--http-server-cert", help="The server's certificate, PEM: HTTPS on --http-port.", **PEM
+)
+@click.option("--http-server-key", help="The key of that certificate, PEM.", **PEM)
+@click.option(
+    "--http-root-cert",
+    help="Authorities, PEM: only callers with a certificate of one of these are answered.",
+    **PEM,
+)
+@click.option("--grpc-use-ssl", type=FLAG, default=False, help="TLS on --grpc-port.")
+@click.option(
+    "--grpc-use-ssl-mutual",
+    type=FLAG,
+    default=False,
+    help="TLS on --grpc-port, for callers with a certificate by --grpc-root-cert only.",
+)
+@click.option("--grpc-server-cert", help="The server's certificate, PEM.", **PEM)
+@click.option("--grpc-server-key", help="The key of that certificate, PEM.", **PEM)
+@click.option("--grpc-root-cert", help="Authorities of callers' certificates, PEM.", **PEM)
 @click.option(
     "--model-control-mode",
     "control_mode",

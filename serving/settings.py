@@ -20,6 +20,16 @@ class Settings:
     metrics_port: int = 8002
     grpc_front: str = "native"
 
+    # TLS for HTTP and gRPC. With a root certificate callers need one of theirs.
+    http_server_cert: Path | None = None
+    http_server_key: Path | None = None
+    http_root_cert: Path | None = None
+    grpc_use_ssl: bool = False
+    grpc_use_ssl_mutual: bool = False
+    grpc_server_cert: Path | None = None
+    grpc_server_key: Path | None = None
+    grpc_root_cert: Path | None = None
+
     # Which models are loaded, and who may change that.
     control_mode: str = "none"
     load_models: tuple[str, ...] = ()

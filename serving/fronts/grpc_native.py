@@ -12,6 +12,7 @@ from serving.fronts.http2.headers import Headers
 from serving.fronts.http2.server import Http2Server
 from serving.fronts.http2.stream import Stream
 from serving.fronts.listening import bind
+from serving.fronts.tls import Tls
 
 _MOST_HELD = 2
 """Times the largest message: what one connection may have sent that nobody can read yet."""
@@ -20,11 +21,11 @@ _MOST_HELD = 2
 class NativeFront:
     """Must be made inside the event loop that it will serve from."""
 
-    def __init__(self, rpcs: Rpcs, *, max_message_bytes: int):
+    def __init__(self, rpcs: Rpcs, *, max_message_bytes: int, tls: Tls | None):
         self._rpcs = rpcs
         self._limit = max_message_bytes
         self._most_held = _MOST_HELD * max_message_bytes
-        self._server = Http2Server(self)
+        self._server = Http2Server(self, tls.context(["h2"]) if tls else None)
         self._listener: socket.socket | None = None
 
     def bind(self, host: str, port: int) -> int:

@@ -9,6 +9,7 @@ import grpc
 
 from serving.errors import OperatorError
 from serving.fronts.grpc_rpc import Rpc, Rpcs
+from serving.fronts.tls import Tls
 
 _KINDS = {
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -20,7 +21,8 @@ _KINDS = {
 class GrpcioFront:
     """Must be made inside the event loop that it will serve from."""
 
-    def __init__(self, rpcs: Rpcs, *, max_message_bytes: int):
+    def __init__(self, rpcs: Rpcs, *, max_message_bytes: int, tls: Tls | None):
+        self._credentials = _credentials(tls) if tls else None
         options = [
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
@@ -46,7 +48,9 @@ class GrpcioFront:
     def bind(self, host: str, port: int) -> int:
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            return self._server.add_insecure_port(address)
+            if self._credentials is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
             raise OperatorError(
                 f"cannot listen on {address} for gRPC:"
@@ -58,6 +62,16 @@ class GrpcioFront:
 
     async def stop(self, grace_s: float) -> None:
         await self._server.stop(grace_s)
+
+
+def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    # For what it says of files that do not do.
+    tls.context(["h2"])
+    return grpc.ssl_server_credentials(
+        [(tls.key.read_bytes(), tls.certificate.read_bytes())],
+        root_certificates=tls.callers.read_bytes() if tls.callers else None,
+        require_client_auth=tls.callers is not None,
+    )
 
 
 def _handler(rpc: Rpc) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 
 from serving.fronts.http2.connection import Application, Connection
 
@@ -14,8 +15,9 @@ CLOSE_S = 0.5
 class Http2Server:
     """Must be made inside the event loop that it will serve from."""
 
-    def __init__(self, application: Application):
+    def __init__(self, application: Application, secured: ssl.SSLContext | None = None):
         self._application = application
+        self._secured = secured
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
@@ -23,7 +25,9 @@ class Http2Server:
 
     async def start(self, listener: socket.socket) -> None:
         """Listen on a bound socket."""
-        self._listener = await self._loop.create_server(self._connect, sock=listener, backlog=1024)
+        self._listener = await self._loop.create_server(
+            self._connect, sock=listener, backlog=1024, ssl=self._secured
+        )
 
     async def stop(self, grace_s: float) -> None:
         """Take no more connections and streams; what is there after the grace is ended."""
