@@ -129,9 +129,12 @@ WITHOUT_TRAINING = (
 
 
 @contextmanager
-def serving(repository: Path, *options: str) -> Iterator[RunningServer]:
-    """`slipway serve` as a process of its own, on free ports; ended with SIGTERM."""
-    command = [sys.executable, "-c", WITHOUT_TRAINING, "serve"]
+def serving(repository: Path, *options: str, before: str = "") -> Iterator[RunningServer]:
+    """`slipway serve` as a process of its own, on free ports; ended with SIGTERM.
+
+    `before` is Python that the process does first.
+    """
+    command = [sys.executable, "-c", before + WITHOUT_TRAINING, "serve"]
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     process = subprocess.Popen(
         [*command, "--model-repository", str(repository), *ports, *options],

@@ -269,15 +269,25 @@ async def test_who_leaves_gives_the_slot_back(live: RunningServer) -> None:
             assert (await asyncio.wait_for(answer(socket), 5))["type"] == DELTA
 
 
-@pytest.mark.slow
-async def test_pings_may_be_answered_late(live: RunningServer) -> None:
-    async with connect(at(live), ping_interval=None) as socket:
-        socket.transport.pause_reading()
-        await asyncio.sleep(45)
-        socket.transport.resume_reading()
-        await socket.send(pcm(TEXT))
-        await tell(socket, "input_audio_buffer.commit")
-        assert await heard(socket) == (TEXT, TEXT)
+# By itself, uvicorn pings every 20 seconds, and waits 20 for an answer.
+IMPATIENT = """
+import functools, uvicorn
+uvicorn.Config.__init__ = functools.partialmethod(
+    uvicorn.Config.__init__, ws_ping_interval=0.2, ws_ping_timeout=0.2
+)
+"""
+
+
+async def test_pings_may_be_answered_late(tmp_path: Path) -> None:
+    write_live(tmp_path, "live")
+    with serving(tmp_path, before=IMPATIENT) as live:
+        async with connect(at(live), ping_interval=None) as socket:
+            socket.transport.pause_reading()
+            await asyncio.sleep(1.5)
+            socket.transport.resume_reading()
+            await socket.send(pcm(TEXT))
+            await tell(socket, "input_audio_buffer.commit")
+            assert await heard(socket) == (TEXT, TEXT)
 
 
 @pytest.mark.parametrize("model", ["tones", "nobody", ""])
