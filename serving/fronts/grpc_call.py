@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _LONG_BYTES = 1 << 14
 """A compressed message of so many bytes is unpacked in a thread."""
+_QUEUED_BYTES = 128
+"""That a message takes up beside what is in it."""
 _LONGEST_S = 10 * 365 * 86400.0
 """Beyond, a caller waits for ever."""
 _SHUTTING_DOWN = (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
@@ -82,7 +84,7 @@ class GrpcCall(Stream):
         self._held = 0
         self._queue: deque[Message] = deque()
         self._queued = 0
-        """Bytes in the queue."""
+        """Bytes that the queue takes up."""
         self._unread = 0
         """Bytes that the caller has not been given back the room for."""
         self._news: asyncio.Future[None] | None = None
@@ -127,7 +129,7 @@ class GrpcCall(Stream):
             self._unread += len(data)
             for message in messages:
                 self._queue.append(message)
-                self._queued += len(message[1])
+                self._queued += _QUEUED_BYTES + len(message[1])
             self._hold(self._queued + self._reader.held)
             if self.connection.held > self._most_held:
                 raise Aborted(
@@ -194,8 +196,9 @@ class GrpcCall(Stream):
                 self._news = self.connection.loop.create_future()
                 await self._news
             message = self._queue.popleft()
-            self._queued -= len(message[1])
-            self._hold(self._held - len(message[1]))
+            size = _QUEUED_BYTES + len(message[1])
+            self._queued -= size
+            self._hold(self._held - size)
             self._make_room()
             is_compressed, data = message
             yield self._rpc.parse(await self._unpack(data) if is_compressed else data)

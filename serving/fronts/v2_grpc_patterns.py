@@ -18,6 +18,8 @@ from serving.fronts.v2_grpc_bytes import varint
 from serving.types import Array, InferRequest, Parameter
 
 MAX_HEAD_BYTES = 2048
+MAX_MESSAGE_BYTES = 1 << 17
+"""What is longer takes so long that it does not matter how it is read."""
 MAX_PATTERNS = 512
 """Kept at once, which is more than clients send that put nothing new into each but an id."""
 
@@ -109,6 +111,7 @@ class Patterns:
         found = _id_of(data)
         if (
             found is None
+            or len(data) > MAX_MESSAGE_BYTES
             or call.wishes
             or call.wants_empty_final
             or request.sequence is not None
