@@ -58,6 +58,7 @@ class GrpcCall(Stream):
         "_queued",
         "_reader",
         "_rpc",
+        "_runs",
         "_task",
         "_timer",
         "_trailing",
@@ -89,6 +90,8 @@ class GrpcCall(Stream):
         """Bytes that the caller has not been given back the room for."""
         self._news: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._runs = False
+        """The task has begun; one that is cancelled before does not even clean up."""
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._has_begun = False
@@ -146,10 +149,10 @@ class GrpcCall(Stream):
 
     def lost(self) -> None:
         self._is_cancelled = True
-        if self._task is None:
-            self._done()
-        else:
+        if self._task is not None:
             self._task.cancel()
+        if not self._runs:
+            self._done()
 
     def stop(self) -> None:
         self._give_up(*_SHUTTING_DOWN)
@@ -158,14 +161,14 @@ class GrpcCall(Stream):
         self._give_up(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def _give_up(self, code: grpc.StatusCode, details: str) -> None:
-        if self.is_done:
+        if self.is_done or self._verdict is not None:
             return
-        if self._task is None:
+        self._verdict = (code, details)
+        if self._task is not None:
+            self._task.cancel()
+        if not self._runs:
             self._finish(code, details)
             self._done()
-        elif self._verdict is None:
-            self._verdict = (code, details)
-            self._task.cancel()
 
     def _take_one(self, ends: bool) -> None:
         """A method that takes one message begins when that is there, and nothing after it."""
@@ -212,6 +215,7 @@ class GrpcCall(Stream):
     # What it is answered.
 
     async def _run(self, given: Any) -> None:
+        self._runs = True
         rpc = self._rpc
         try:
             if not rpc.streams_requests:
@@ -263,6 +267,8 @@ class GrpcCall(Stream):
         return True
 
     async def _send(self, data: bytes) -> None:
+        if self.is_done:
+            raise StreamEnded
         if not self._has_begun:
             self._has_begun = True
             self.send_headers(self.connection.first() + SUCCESS, ends=False)

@@ -385,6 +385,35 @@ def test_held_bytes_are_bounded(running: RunningServer) -> None:
         assert 2 * MAX_BYTES < len(ids) << 19 <= 2 * MAX_BYTES + (1 << 20)
 
 
+def test_calls_that_end_before_they_have_begun(running: RunningServer) -> None:
+    """All of it comes at once, before anything has been done about the first of it."""
+    with Peer(running.grpc_port) as peer:
+        id = peer.open(head())
+        peer.send(id, framed(ECHO))
+        peer.answer(id)
+        for _ in range(2 * MAX_BYTES // 50_000 + 10):
+            id += 2
+            peer.h2.send_headers(id, head(STREAM))
+            peer.h2.send_data(id, framed(bytes(50_000))[:16_000])
+            peer.h2.send_data(id, bytes(16_000))
+            peer.h2.send_data(id, bytes(18_005))
+            peer.h2.reset_stream(id)
+            peer.flush()
+            peer.ping()
+        # Nothing is held on their account any more.
+        id = peer.open(head())
+        peer.send(id, framed(ECHO)[:9], ends=False)
+        peer.ping()
+        peer.send(id, framed(ECHO)[9:])
+        assert peer.answer(id).values() == [1, 2, 3, 4]
+        id += 2
+        peer.answers[id] = Answer()
+        peer.h2.send_headers(id, head(STREAM))
+        peer.h2.send_data(id, framed(bytes(MAX_BYTES + 1))[:100])
+        peer.flush()
+        assert peer.answer(id).status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+
+
 def test_empty_messages_are_held_back_or_refused(running: RunningServer) -> None:
     """Each takes up room, though there is nothing in it."""
     with Peer(running.grpc_port, reads=False) as peer:
