@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from serving.cache import ResponseCache
 from serving.config import ModelConfig
 from serving.errors import InvalidRequest
+from serving.scheduling.driver import Driver
 from serving.scheduling.sequence import SequenceScheduler
 from serving.scheduling.stepping import StepScheduler
 from serving.scheduling.streaming import StreamScheduler
@@ -72,6 +73,10 @@ class Model:
         self._required = {spec.name for spec in config.inputs if not spec.optional}
         self._output_names = [spec.name for spec in config.outputs]
         self._cache = cache if config.cache_responses else None
+        self.queue: Driver[Any] | None = None
+        """Where a request can be put that is not waited for, if it is so simple with this model."""
+        if isinstance(scheduler, Driver) and self._cache is None:
+            self.queue = scheduler
         # Tells this model's cached answers from those of the same version loaded before.
         self._generation = next(_generations)
 
@@ -175,7 +180,7 @@ class Model:
         """
         assert not isinstance(self._scheduler, StreamScheduler)
         if self._cache is None or request.sequence is not None:
-            return self._response(request, await self._scheduler.infer(request, rows))
+            return self.response(request, await self._scheduler.infer(request, rows))
         stamps = request.stamps
         key = self._cache.key(request, self._generation)
         found = self._cache.get(key)
@@ -183,8 +188,8 @@ class Model:
         if found is not None:
             stamps.cached = True
             stamps.answered = stamps.looked_up
-            return self._response(request, found)
-        response = self._response(request, await self._scheduler.infer(request, rows))
+            return self.response(request, found)
+        response = self.response(request, await self._scheduler.infer(request, rows))
         self._cache.put(key, response.outputs)
         return response
 
@@ -193,7 +198,7 @@ class Model:
         if isinstance(self._scheduler, StreamScheduler | StepScheduler):
             async with aclosing(self._scheduler.stream(request, rows)) as parts:
                 async for outputs in parts:
-                    yield self._response(request, outputs)
+                    yield self.response(request, outputs)
         else:
             yield await self.infer(request, rows)
 
@@ -206,7 +211,8 @@ class Model:
         await self._scheduler.stop()
         await self._release()
 
-    def _response(self, request: InferRequest, outputs: Tensors) -> InferResponse:
+    def response(self, request: InferRequest, outputs: Tensors) -> InferResponse:
+        """Of what a scheduler returned, the outputs that were asked for."""
         wanted: Sequence[str] = request.outputs or self._output_names
         return InferResponse(
             model_name=self.config.name,
