@@ -67,6 +67,11 @@ class HttpCall(Call):
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
 
     @classmethod
+    def of_known(cls, headers: Mapping[bytes, bytes]) -> HttpCall:
+        """With headers that say nothing of this call alone."""
+        return cls(Front.V2_HTTP, id=new_id(), headers=headers)
+
+    @classmethod
     def of(cls, pairs: Iterable[tuple[bytes, bytes]]) -> HttpCall:
         headers = dict(pairs)
         call = cls(Front.V2_HTTP, headers=headers)

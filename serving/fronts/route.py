@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -34,6 +34,14 @@ from serving.server import Server
 
 Answer = tuple[int, list[Buffer], Headers]
 """Status, the parts of the body, headers but for its length."""
+
+
+class Work(Protocol):
+    """What an answer comes from."""
+
+    def cancel(self) -> object:
+        """Nobody waits for it any more."""
+        ...
 
 
 @dataclass(slots=True)
@@ -85,11 +93,30 @@ class PredictRoute(ABC):
             check_post(scope, self._restrictions, "inference")
             body = Body(await self._read(call, name, version, receive))
         except Exception as error:
-            answer = self._refusal(error, call)
+            answer = self.refusal(error, call)
         else:
             call.received = monotonic()
             answer = await self.answer(call, name, version, body)
         await respond(send, *answer)
+
+    def begin(
+        self,
+        call: HttpCall,
+        name: str,
+        version: str,
+        body: Body,
+        reply: Callable[[Answer], None],
+    ) -> Work | None:
+        """Have a call answered, all of which has come: `reply` is told the answer, be it at once.
+
+        None without an answer: this call must be waited for, with `answer`.
+        """
+        try:
+            self._check_length(call, name, version, body)
+            return self._begin(call, name, version, body, reply)
+        except Exception as error:
+            reply(self.refusal(error, call))
+            return None
 
     async def answer(self, call: HttpCall, name: str, version: str, body: Body) -> Answer:
         """What a call comes to, all of which has come."""
@@ -97,7 +124,18 @@ class PredictRoute(ABC):
             self._check_length(call, name, version, body)
             return 200, *await self._answer(call, name, version, body)
         except Exception as error:
-            return self._refusal(error, call)
+            return self.refusal(error, call)
+
+    def _begin(
+        self,
+        call: HttpCall,
+        name: str,
+        version: str,
+        body: Body,
+        reply: Callable[[Answer], None],
+    ) -> Work | None:
+        """As `begin`. What keeps it from an answer is raised, counted."""
+        return None
 
     @abstractmethod
     async def _answer(
@@ -105,7 +143,8 @@ class PredictRoute(ABC):
     ) -> tuple[list[Buffer], Headers]:
         """The parts of the body, and headers. What keeps it from an answer is raised, counted."""
 
-    def _refusal(self, error: Exception, call: HttpCall) -> Answer:
+    def refusal(self, error: Exception, call: HttpCall) -> Answer:
+        """What a caller is told whose call failed so."""
         status, message, headers = describe(error, self._statuses)
         headers.append((b"content-type", JSON))
         return status, [error_body(message)], headers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -19,7 +19,7 @@ from serving.fronts.asgi import (
 from serving.fronts.compression import ENCODINGS, choose, compress, decompress
 from serving.fronts.json_body import as_list, as_object, field, optional, parse_object, required
 from serving.fronts.restricted import Restrictions
-from serving.fronts.route import Answer, Body, PredictRoute
+from serving.fronts.route import Answer, Body, PredictRoute, Work
 from serving.fronts.v2_call import (
     InferCall,
     OutputWish,
@@ -68,11 +68,33 @@ class InferRoute(PredictRoute):
         super().__init__(server, max_body_bytes, restrictions, statuses)
         self._patterns = Patterns()
 
-    def _refusal(self, error: Exception, call: HttpCall) -> Answer:
-        status, parts, headers = super()._refusal(error, call)
+    def refusal(self, error: Exception, call: HttpCall) -> Answer:
+        status, parts, headers = super().refusal(error, call)
         if isinstance(error, Unsupported) and b"content-encoding" in call.headers:
             headers.append((b"accept-encoding", ", ".join(ENCODINGS).encode()))
         return status, parts, headers
+
+    def _begin(
+        self,
+        caller: HttpCall,
+        name: str,
+        version: str,
+        whole: Body,
+        reply: Callable[[Answer], None],
+    ) -> Work | None:
+        asked = caller.headers
+        if b"content-encoding" in asked or b"accept-encoding" in asked:
+            return None
+        try:
+            model = self.server.model(name, version)
+            if model.queue is None:
+                return None
+            call = self._parsed(model, version, whole.take(), asked.get(HEADER_LENGTH))
+        except RequestError as error:
+            self.server.note_invalid(error, caller, name, version)
+            raise
+        call.request.asked_by(caller)
+        return self.server.ask(call.request, _Asking(self, caller, call, model, reply))
 
     async def _answer(
         self, caller: HttpCall, name: str, version: str, whole: Body
@@ -112,6 +134,38 @@ class InferRoute(PredictRoute):
         if header:
             self._patterns.learn(header, body, call)
         return call
+
+
+class _Asking:
+    """A call that a model has been asked for."""
+
+    __slots__ = ("_call", "_caller", "_model", "_reply", "_route")
+
+    def __init__(
+        self,
+        route: InferRoute,
+        caller: HttpCall,
+        call: InferCall,
+        model: Model,
+        reply: Callable[[Answer], None],
+    ):
+        self._route = route
+        self._caller = caller
+        self._call = call
+        self._model = model
+        self._reply = reply
+
+    def answered(self, response: InferResponse) -> None:
+        shared_memory = self._route.server.shared_memory
+        try:
+            answer: Answer = 200, *render_infer(self._call, self._model, response, shared_memory)
+        except Exception as error:
+            self.failed(error)
+        else:
+            self._reply(answer)
+
+    def failed(self, error: Exception) -> None:
+        self._reply(self._route.refusal(error, self._caller))
 
 
 def parse_infer(

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from serving.calls import Front
 from serving.fronts import direct
 from serving.fronts.direct import DirectConnection
+from serving.fronts.known_heads import KnownHeads
 from serving.fronts.v2_http import HEADER_LENGTH
 from tests.support import RunningServer, await_true, metric, serving, write_fake, write_model
 
@@ -239,6 +240,9 @@ class _Route:
     def match(self, path: str) -> tuple[str, str]:
         return path, ""
 
+    def begin(self, *call: object) -> None:
+        """This one must be waited for."""
+
     async def answer(self, *call: object) -> tuple[int, list[bytes], list[tuple[bytes, bytes]]]:
         return 200, [b"here"], []
 
@@ -247,6 +251,7 @@ class _Route:
 async def listening() -> AsyncIterator[int]:
     class Connection(DirectConnection):
         predictions = (_Route(),)  # type: ignore[assignment]
+        heads = KnownHeads()
 
     async def app(scope: object, receive: object, send: object) -> None:
         raise AssertionError("nothing is left to the application")

@@ -1,0 +1,69 @@
+"""Heads of requests that came before: what they say is known without parsing them.
+
+A client that sends request after request sends the same head each time, and to parse one and look
+at what it says takes longer than to answer a small request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from serving.fronts.route import PredictRoute
+
+END = b"\r\n\r\n"
+MAX_HEAD_BYTES = 2048
+MAX_HEADS = 512
+"""Kept at once, which is more than clients send that do not put something new into each."""
+
+_OF_ONE_CALL = frozenset({b"x-request-id", b"traceparent", b"tracestate", b"transfer-encoding"})
+"""A head that has one of these is not sent twice, or does not tell the length of its body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the head of a call says that a connection can answer."""
+
+    route: PredictRoute
+    name: str
+    version: str
+    headers: Mapping[bytes, bytes]
+    keep_alive: bool
+
+    @property
+    def body_bytes(self) -> int | None:
+        """Of the body; None if nobody has told."""
+        if b"transfer-encoding" in self.headers:
+            return None
+        return int(self.headers.get(b"content-length", b"0"))
+
+
+class KnownHeads:
+    """The latest that were understood, byte for byte."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[Head, int]] = {}
+
+    def find(self, request: bytes) -> tuple[Head, bytes] | None:
+        """The head of a whole request, and its body, if the head is known."""
+        size = request.find(END) + len(END)
+        known = self._known.get(request[:size])
+        if known is None or known[1] != len(request) - size:
+            return None
+        return known[0], request[size:]
+
+    def learn(self, request: bytes, head: Head) -> None:
+        """Know what the head of a request, which begins these bytes, was understood to say."""
+        raw = request[: request.find(END) + len(END)]
+        length = head.body_bytes
+        if (
+            length is None
+            or len(raw) > MAX_HEAD_BYTES
+            # A parser may take a bare line feed for an end of line, too.
+            or raw.count(b"\n") != raw.count(b"\r\n")
+            or not _OF_ONE_CALL.isdisjoint(head.headers)
+        ):
+            return
+        if len(self._known) >= MAX_HEADS:
+            del self._known[next(iter(self._known))]
+        self._known[raw] = head, length
