@@ -6,7 +6,7 @@ import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from serving.cache import ResponseCache
 from serving.config import ModelConfig
@@ -18,6 +18,7 @@ from serving.scheduling.streaming import StreamScheduler
 from serving.tasks import Task
 from serving.types import DATATYPES, InferRequest, InferResponse, Tensors
 
+T = TypeVar("T")
 _generations = itertools.count()
 _BATCH_NOTE = ". NOTE: the model batches (max_batch_size), so the first dimension counts the rows"
 
@@ -77,8 +78,16 @@ class Model:
         """Where a request can be put that is not waited for, if it is so simple with this model."""
         if isinstance(scheduler, Driver) and self._cache is None:
             self.queue = scheduler
+        self._memories: dict[type, Any] = {}
         # Tells this model's cached answers from those of the same version loaded before.
         self._generation = next(_generations)
+
+    def memory(self, kind: type[T]) -> T:
+        """What a front remembers of this model's calls, for as long as it is there."""
+        found: T | None = self._memories.get(kind)
+        if found is None:
+            found = self._memories[kind] = kind()
+        return found
 
     def renew(self) -> None:
         """What was cached before holds no more: a model that this one uses has changed."""
@@ -133,6 +142,8 @@ class Model:
 
         Raises `InvalidRequest`, naming the tensor, for whatever does not fit the model.
         """
+        if request.rows:
+            return request.rows
         name = self.config.name
         given = request.inputs.keys()
         if given != self._inputs.keys() and not self._required <= given <= self._inputs.keys():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from time import monotonic
 from typing import ClassVar
 
@@ -22,7 +23,6 @@ from serving.fronts.asgi import (
     Headers,
     HttpCall,
     error_body,
-    identity,
 )
 from serving.fronts.http_connection import Connection
 from serving.fronts.known_heads import Head, KnownHeads
@@ -264,20 +264,27 @@ class _Exchange:
         self._head.route.server.sent(self._call)
 
     def _send(self, status: int, parts: Sequence[Buffer], headers: Headers) -> None:
-        connection = self._connection
-        size = sum(map(len, parts))
-        head = [STATUS_LINE[status]]
-        for name, value in (
-            *connection.server_state.default_headers,
-            *headers,
-            identity(self._call),
-        ):
-            head += (name, b": ", value, b"\r\n")
-        if not self.keep_alive:
-            head.append(b"connection: close\r\n")
-        head.append(b"content-length: %d\r\n\r\n" % size)
-        connection.transport.write(b"".join([*head, *parts]))
-        self._call.status, self._call.sent = status, monotonic()
+        connection, call = self._connection, self._call
+        connection.transport.write(
+            b"".join(
+                (
+                    STATUS_LINE[status],
+                    _lines(tuple(connection.server_state.default_headers)),
+                    _lines(tuple(headers)),
+                    b"x-request-id: %b\r\n" % call.id.encode(),
+                    b"" if self.keep_alive else b"connection: close\r\n",
+                    b"content-length: %d\r\n\r\n" % sum(map(len, parts)),
+                    *parts,
+                )
+            )
+        )
+        call.status, call.sent = status, monotonic()
         if not self.keep_alive:
             connection.transport.close()
         connection.on_response_complete()
+
+
+@lru_cache(maxsize=256)
+def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """As they are sent. Answers have few."""
+    return b"".join(b"%b: %b\r\n" % header for header in headers)

@@ -146,8 +146,7 @@ class PredictRoute(ABC):
     def refusal(self, error: Exception, call: HttpCall) -> Answer:
         """What a caller is told whose call failed so."""
         status, message, headers = describe(error, self._statuses)
-        headers.append((b"content-type", JSON))
-        return status, [error_body(message)], headers
+        return status, [error_body(message)], [*headers, (b"content-type", JSON)]
 
     def _check_length(self, call: HttpCall, name: str, version: str, body: Body) -> None:
         try:
