@@ -188,12 +188,7 @@ class Server:
         Raises what keeps the request from being queued.
         """
         asked = Asked(self, request, asker)
-        loaded = asked.__enter__()
-        try:
-            asked.queue(loaded.model)
-        except Exception as error:
-            asked.end(error)
-            raise
+        asked.begin()
         return asked
 
     async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse]:
@@ -373,25 +368,31 @@ class _Accepted:
 class Asked(_Accepted):
     """A request that is in a model's queue, or runs; what the queue tells is passed on."""
 
-    __slots__ = ("_asker", "_entry", "_is_over", "_model")
+    __slots__ = ("_asker", "_entry", "_is_over", "_queue")
 
     def __init__(self, server: Server, request: InferRequest, asker: Asker):
-        super().__init__(server, request)
+        self._server = server
+        self._request = request
         self._asker = asker
         self._is_over = False
 
-    def queue(self, model: Model) -> None:
-        assert model.queue is not None
-        self._model = model
-        self._entry = model.queue.submit(self._request, model.rows(self._request), self)
+    def begin(self) -> None:
+        """Raises what keeps the request from being queued."""
+        model = self.__enter__().model
+        try:
+            assert model.queue is not None
+            self._queue = model.queue
+            self._entry = self._queue.submit(self._request, model.rows(self._request), self)
+        except Exception as error:
+            self.end(error)
+            raise
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
         if self._is_over:
             return
         self._is_over = True
-        assert self._model.queue is not None
-        self._model.queue.withdraw(self._entry)
+        self._queue.withdraw(self._entry)
         self.end(asyncio.CancelledError())
 
     def done(self) -> bool:
@@ -399,7 +400,7 @@ class Asked(_Accepted):
 
     def set_result(self, outputs: Tensors) -> None:
         try:
-            response = self._model.response(self._request, outputs)
+            response = self._loaded.model.response(self._request, outputs)
         except Exception as error:
             self.set_exception(error)
             return

@@ -67,11 +67,6 @@ class HttpCall(Call):
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
 
     @classmethod
-    def of_known(cls, headers: Mapping[bytes, bytes]) -> HttpCall:
-        """With headers that say nothing of this call alone."""
-        return cls(Front.V2_HTTP, id=new_id(), headers=headers)
-
-    @classmethod
     def of(cls, pairs: Iterable[tuple[bytes, bytes]]) -> HttpCall:
         headers = dict(pairs)
         call = cls(Front.V2_HTTP, headers=headers)
@@ -139,14 +134,13 @@ async def _read(receive: Receive, limit_bytes: int) -> bytes:
                 chunks.append(message.get("body", b""))
                 size += len(chunks[-1])
             body = b"".join(chunks)
-    check_length(body, limit_bytes)
+    if len(body) > limit_bytes:
+        raise too_large(limit_bytes)
     return body
 
 
-def check_length(body: bytes, limit_bytes: int) -> None:
-    """Raises `TooLarge`."""
-    if len(body) > limit_bytes:
-        raise TooLarge(f"the request body is over the limit of {limit_bytes} bytes")
+def too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge(f"the request body is over the limit of {limit_bytes} bytes")
 
 
 async def respond(

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from serving.calls import new_id
 from serving.fronts.asgi import (
     JSON,
     SILENCE_S,
@@ -59,7 +60,9 @@ class DirectConnection(Connection):
                 if self._patience is not None:
                     self._stop_waiting()
                 head, body = known
-                self._open(head, HttpCall.of_known(head.headers)).begin(body)
+                route = head.route
+                call = HttpCall(route.front, route.operation, new_id(), headers=head.headers)
+                self._open(head, call).begin(body)
                 return
             self._unknown = data
         exchange = self._current()
@@ -87,7 +90,9 @@ class DirectConnection(Connection):
             return
         self._head_is_complete()
         self.heads.learn(request, head)
-        self._open(head, HttpCall.of(self.headers)).missing = head.body_bytes or 0
+        call = HttpCall.of(self.headers)
+        call.front, call.operation = head.route.front, head.route.operation
+        self._open(head, call).missing = head.body_bytes or 0
 
     def on_body(self, body: bytes) -> None:
         exchange = self._current()
@@ -152,7 +157,7 @@ class _Exchange:
     """Whether more of the body is to come, and is wanted."""
     disconnected = False
     response_complete = False
-    _size = 0
+    _pieces: _Pieces | None = None
     _since = 0.0
     _work: Work | None = None
     """What the answer comes from."""
@@ -163,24 +168,18 @@ class _Exchange:
         self._connection = connection
         self._head = head
         self._call = call
-        self._pieces: list[bytes] = []
-        self._joined = bytearray()
-        """Pieces that were too many to be kept as they came."""
         self.keep_alive = head.keep_alive
-        call.front, call.operation = head.route.front, head.route.operation
 
     def take(self, piece: bytes) -> None:
         """A piece of the body."""
         self.missing = max(0, self.missing - len(piece))
         if not self.collects:
             return
-        self._pieces.append(piece)
-        self._size += len(piece)
-        if len(self._pieces) == _MOST_PIECES:
-            self._joined += b"".join(self._pieces)
-            self._pieces.clear()
-        if self._size > self._head.route.max_body_bytes:
-            self.begin(self._body())
+        if self._pieces is None:
+            self._pieces = _Pieces()
+        self._pieces.add(piece)
+        if self._pieces.size > self._head.route.max_body_bytes:
+            self.complete()
 
     def wait(self) -> None:
         """The body comes in parts."""
@@ -190,13 +189,14 @@ class _Exchange:
         """How long the caller may take for the next piece of the body."""
         now = self._connection.loop.time()
         self._since = self._since or now
-        slowest = self._since + self._size / SLOWEST_BYTES_PER_S
-        return min(now, slowest) + SILENCE_S - now
+        size = 0 if self._pieces is None else self._pieces.size
+        return min(now, self._since + size / SLOWEST_BYTES_PER_S) + SILENCE_S - now
 
     def complete(self) -> None:
         """The body is there, if that has not been seen before."""
         if self.collects:
-            self.begin(self._body())
+            pieces, self._pieces = self._pieces, None
+            self.begin(b"" if pieces is None else pieces.joined())
 
     def begin(self, body: bytes) -> None:
         """Answer: the body is there, or more of it than there may be."""
@@ -204,10 +204,9 @@ class _Exchange:
         connection, head, call = self._connection, self._head, self._call
         call.received = monotonic()
         connection.tasks.add(self)  # type: ignore[arg-type]
-        whole = Body(body)
-        self._work = head.route.begin(call, head.name, head.version, whole, self._reply)
+        self._work = head.route.begin(call, head.name, head.version, body, self._reply)
         if self._work is None and not self.response_complete:
-            self._work = connection.loop.create_task(self._answer(whole))
+            self._work = connection.loop.create_task(self._answer(Body(body)))
 
     def give_up(self) -> None:
         """The body has not come in time."""
@@ -246,13 +245,6 @@ class _Exchange:
         status, message = self._stopped
         self._reply((status, [error_body(message)], [(b"content-type", JSON)]))
 
-    def _body(self) -> bytes:
-        pieces, self._pieces = self._pieces, []
-        if self._joined:
-            pieces.insert(0, bytes(self._joined))
-            self._joined.clear()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
     def _reply(self, answer: Answer) -> None:
         if self.response_complete:
             return
@@ -265,26 +257,41 @@ class _Exchange:
 
     def _send(self, status: int, parts: Sequence[Buffer], headers: Headers) -> None:
         connection, call = self._connection, self._call
-        connection.transport.write(
-            b"".join(
-                (
-                    STATUS_LINE[status],
-                    _lines(tuple(connection.server_state.default_headers)),
-                    _lines(tuple(headers)),
-                    b"x-request-id: %b\r\n" % call.id.encode(),
-                    b"" if self.keep_alive else b"connection: close\r\n",
-                    b"content-length: %d\r\n\r\n" % sum(map(len, parts)),
-                    *parts,
-                )
-            )
-        )
+        size = sum(map(len, parts))
+        first = _first_lines(status, *connection.server_state.default_headers, *headers)
+        last = b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (call.id.encode(), size)
+        if not self.keep_alive:
+            last = b"connection: close\r\n" + last
+        connection.transport.write(b"".join((first, last, *parts)))
         call.status, call.sent = status, monotonic()
         if not self.keep_alive:
             connection.transport.close()
         connection.on_response_complete()
 
 
+class _Pieces:
+    """A body that comes in parts."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._pieces: list[bytes] = []
+        self._joined = bytearray()
+        """Those that were too many to be kept as they came."""
+
+    def add(self, piece: bytes) -> None:
+        self.size += len(piece)
+        self._pieces.append(piece)
+        if len(self._pieces) == _MOST_PIECES:
+            self._joined += b"".join(self._pieces)
+            self._pieces.clear()
+
+    def joined(self) -> bytes:
+        if not self._joined:
+            return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        return b"".join((self._joined, *self._pieces))
+
+
 @lru_cache(maxsize=256)
-def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """As they are sent. Answers have few."""
-    return b"".join(b"%b: %b\r\n" % header for header in headers)
+def _first_lines(status: int, *headers: tuple[bytes, bytes]) -> bytes:
+    """Of an answer, which has few of them in any one second."""
+    return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in headers)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import ClassVar, Protocol
+from typing import ClassVar, NoReturn, Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -21,12 +21,12 @@ from serving.fronts.asgi import (
     Headers,
     HttpCall,
     call_of,
-    check_length,
     check_post,
     describe,
     error_body,
     read_body,
     respond,
+    too_large,
 )
 from serving.fronts.restricted import Restrictions
 from serving.fronts.v2_tensors import Buffer
@@ -104,7 +104,7 @@ class PredictRoute(ABC):
         call: HttpCall,
         name: str,
         version: str,
-        body: Body,
+        body: bytes,
         reply: Callable[[Answer], None],
     ) -> Work | None:
         """Have a call answered, all of which has come: `reply` is told the answer, be it at once.
@@ -112,7 +112,8 @@ class PredictRoute(ABC):
         None without an answer: this call must be waited for, with `answer`.
         """
         try:
-            self._check_length(call, name, version, body)
+            if len(body) > self.max_body_bytes:
+                self._refuse_length(call, name, version)
             return self._begin(call, name, version, body, reply)
         except Exception as error:
             reply(self.refusal(error, call))
@@ -121,7 +122,8 @@ class PredictRoute(ABC):
     async def answer(self, call: HttpCall, name: str, version: str, body: Body) -> Answer:
         """What a call comes to, all of which has come."""
         try:
-            self._check_length(call, name, version, body)
+            if len(body.content) > self.max_body_bytes:
+                self._refuse_length(call, name, version)
             return 200, *await self._answer(call, name, version, body)
         except Exception as error:
             return self.refusal(error, call)
@@ -131,7 +133,7 @@ class PredictRoute(ABC):
         call: HttpCall,
         name: str,
         version: str,
-        body: Body,
+        body: bytes,
         reply: Callable[[Answer], None],
     ) -> Work | None:
         """As `begin`. What keeps it from an answer is raised, counted."""
@@ -148,12 +150,10 @@ class PredictRoute(ABC):
         status, message, headers = describe(error, self._statuses)
         return status, [error_body(message)], [*headers, (b"content-type", JSON)]
 
-    def _check_length(self, call: HttpCall, name: str, version: str, body: Body) -> None:
-        try:
-            check_length(body.content, self.max_body_bytes)
-        except RequestError as error:
-            self.server.note_invalid(error, call, name, version)
-            raise
+    def _refuse_length(self, call: HttpCall, name: str, version: str) -> NoReturn:
+        error = too_large(self.max_body_bytes)
+        self.server.note_invalid(error, call, name, version)
+        raise error
 
     async def _read(self, call: HttpCall, name: str, version: str, receive: Receive) -> bytes:
         try:

@@ -62,4 +62,7 @@ class Forms:
 
 
 def _likeness(outputs: Tensors) -> Likeness:
-    return tuple([(tensor.dtype.num, tensor.shape) for tensor in outputs.values()])
+    likeness: list[object] = []
+    for tensor in outputs.values():
+        likeness += (tensor.dtype.num, tensor.shape)
+    return tuple(likeness)

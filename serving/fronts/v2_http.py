@@ -70,7 +70,7 @@ class InferRoute(PredictRoute):
         caller: HttpCall,
         name: str,
         version: str,
-        whole: Body,
+        body: bytes,
         reply: Callable[[Answer], None],
     ) -> Work | None:
         asked = caller.headers
@@ -80,7 +80,7 @@ class InferRoute(PredictRoute):
             model = self.server.model(name, version)
             if model.queue is None:
                 return None
-            call = self._parsed(model, version, whole.take(), asked.get(HEADER_LENGTH))
+            call = self._parsed(model, version, body, asked.get(HEADER_LENGTH))
         except RequestError as error:
             self.server.note_invalid(error, caller, name, version)
             raise

@@ -146,10 +146,10 @@ class _Raw:
     def read(self, body: bytes, start: int, end: int) -> Tensors | None:
         if end - start != self._byte_size:
             return None
-        return {
-            name: np.ndarray(shape, dtype, body, start + at)
-            for name, (shape, dtype, at) in self._places.items()
-        }
+        inputs: Tensors = {}
+        for name, (shape, dtype, at) in self._places.items():
+            inputs[name] = np.ndarray(shape, dtype, body, start + at)
+        return inputs
 
 
 class _Json:
