@@ -17,7 +17,7 @@ import orjson
 from serving.errors import RequestError
 from serving.fronts.v2_call import InferCall, OutputWish
 from serving.fronts.v2_forms import Forms
-from serving.fronts.v2_numbers import Numbers
+from serving.fronts.v2_numbers import Reader, reader
 from serving.model import Model
 from serving.types import InferRequest, Parameter, Tensors
 
@@ -26,7 +26,7 @@ MAX_PATTERNS = 512
 """Of either kind kept at once: more than clients send that do not put a new id into each."""
 
 
-class _Reader(Protocol):
+class _Inputs(Protocol):
     def read(self, body: bytes, start: int, end: int) -> Tensors | None:
         """The inputs, which lie there; None if they are not as they were."""
         ...
@@ -36,7 +36,7 @@ class _Reader(Protocol):
 class _Pattern:
     """A call but for its tensors' values."""
 
-    reader: _Reader
+    inputs: _Inputs
     rows: int
     """That the model has found, so that it need not look at the tensors again."""
     outputs: tuple[str, ...]
@@ -69,7 +69,7 @@ class Patterns:
         else:
             start, end = _array(body)
             pattern = self._json.get(_around(body, start, end))
-        if pattern is None or (inputs := pattern.reader.read(body, start, end)) is None:
+        if pattern is None or (inputs := pattern.inputs.read(body, start, end)) is None:
             return None
         request = InferRequest(
             model.config.name,
@@ -97,22 +97,22 @@ class Patterns:
         text = body[:start] if header_bytes is not None else _around(body, start, end)
         if not 0 < len(text) <= MAX_TEXT_BYTES:
             return
-        reader: _Reader | None
+        inputs: _Inputs | None
         try:
             if header_bytes is not None:
-                reader = _Raw.of(request, model, end - start)
+                inputs = _Raw.of(request, model, end - start)
             else:
-                reader = _Json.of(request, body[:start], body[end:])
+                inputs = _Json.of(request, body[:start], body[end:])
             rows = model.rows(request)
         except RequestError:
             return
-        if reader is None:
+        if inputs is None:
             return
         known = self._json if header_bytes is None else self._binary
         if len(known) >= MAX_PATTERNS:
             del known[next(iter(known))]
         known[text] = _Pattern(
-            reader,
+            inputs,
             rows,
             request.outputs,
             request.id,
@@ -137,11 +137,11 @@ class _Raw:
     @classmethod
     def of(cls, request: InferRequest, model: Model, byte_size: int) -> _Raw | None:
         """For requests like this one, whose raw part has so many bytes."""
-        reader = cls(request.inputs)
+        raw = cls(request.inputs)
         model.rows(request)
         # Which has brought them into its own order.
-        reader._places = {name: reader._places[name] for name in request.inputs}
-        return reader if reader._byte_size == byte_size else None
+        raw._places = {name: raw._places[name] for name in request.inputs}
+        return raw if raw._byte_size == byte_size else None
 
     def read(self, body: bytes, start: int, end: int) -> Tensors | None:
         if end - start != self._byte_size:
@@ -155,7 +155,7 @@ class _Raw:
 class _Json:
     """The flat array of the one tensor of a JSON request."""
 
-    def __init__(self, name: str, numbers: Numbers):
+    def __init__(self, name: str, numbers: Reader):
         self._name = name
         self._numbers = numbers
 
@@ -163,21 +163,21 @@ class _Json:
     def of(cls, request: InferRequest, before: bytes, after: bytes) -> _Json | None:
         """For requests like this one, whose text has an array between these parts."""
         [(name, tensor), *others] = request.inputs.items()
-        numbers = Numbers.of(tensor.dtype, tensor.shape)
+        numbers = reader(tensor.dtype, tensor.shape)
         if others or numbers is None or not _is_data_between(before, after):
             return None
         return cls(name, numbers)
 
     def read(self, body: bytes, start: int, end: int) -> Tensors | None:
-        tensor = self._numbers.read(body[start:end])
+        tensor = self._numbers(body[start:end])
         return None if tensor is None else {self._name: tensor}
 
 
 def _array(body: bytes) -> tuple[int, int]:
-    """Where the first flat array lies that seems to be a tensor's data."""
+    """Where the first array lies that seems to be a tensor's data, if it holds no other."""
     start = body.find(b"[", body.find(b'"data"'))
     end = body.find(b"]", start)
-    return (start, end + 1) if 0 < start < end and body.find(b"[", start + 1, end) < 0 else (0, 0)
+    return (start, end + 1) if 0 < start < end else (0, 0)
 
 
 def _around(body: bytes, start: int, end: int) -> bytes:
