@@ -225,12 +225,10 @@ class Model:
     def response(self, request: InferRequest, outputs: Tensors) -> InferResponse:
         """Of what a scheduler returned, the outputs that were asked for."""
         wanted: Sequence[str] = request.outputs or self._output_names
-        return InferResponse(
-            model_name=self.config.name,
-            model_version=self.version,
-            outputs={name: outputs[name] for name in wanted},
-            id=request.id,
-        )
+        kept: Tensors = {}
+        for name in wanted:
+            kept[name] = outputs[name]
+        return InferResponse(self.config.name, self.version, kept, request.id)
 
     def _refuse_names(self, request: InferRequest) -> None:
         name = self.config.name
