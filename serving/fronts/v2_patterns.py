@@ -22,7 +22,7 @@ from serving.model import Model
 from serving.types import InferRequest, Parameter, Tensors
 
 MAX_TEXT_BYTES = 2048
-MAX_PATTERNS = 512
+MAX_PATTERNS = 128
 """Of either kind kept at once: more than clients send that do not put a new id into each."""
 
 
