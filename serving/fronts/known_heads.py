@@ -57,13 +57,21 @@ class KnownHeads:
         raw = request[: request.find(END) + len(END)]
         length = head.body_bytes
         if (
-            length is None
-            or len(raw) > MAX_HEAD_BYTES
-            # A parser may take a bare line feed for an end of line, too.
-            or raw.count(b"\n") != raw.count(b"\r\n")
-            or not _OF_ONE_CALL.isdisjoint(head.headers)
+            length is not None
+            and len(raw) <= MAX_HEAD_BYTES
+            and _OF_ONE_CALL.isdisjoint(head.headers)
+            and _is_whole(raw)
         ):
-            return
-        if len(self._known) >= MAX_HEADS:
-            del self._known[next(iter(self._known))]
-        self._known[raw] = head, length
+            if len(self._known) >= MAX_HEADS:
+                del self._known[next(iter(self._known))]
+            self._known[raw] = head, length
+
+
+def _is_whole(raw: bytes) -> bool:
+    """Whether these bytes are a head and no more, whatever a lenient parser passes over before one,
+    and takes for an end of line."""
+    return (
+        raw.startswith(b"POST ")
+        and raw.endswith(END)
+        and raw.count(b"\n") == raw.count(b"\r") == raw.count(b"\r\n")
+    )

@@ -105,7 +105,7 @@ class Patterns:
                 inputs = _Json.of(request, body[:start], body[end:])
             rows = model.rows(request)
         except RequestError:
-            return
+            return  # of which the caller will hear
         if inputs is None:
             return
         known = self._json if header_bytes is None else self._binary

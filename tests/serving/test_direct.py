@@ -215,6 +215,33 @@ def test_a_known_text_is_no_more_trusted_than_a_new_one(
     assert known.body.replace(b"known", b"?") == unknown.body.replace(new.encode(), b"?")
 
 
+@pytest.mark.parametrize("before", [b"\r\n", b"\r\n\r\n", b"\n\n"])
+def test_what_comes_before_a_head_is_no_head(server: RunningServer, before: bytes) -> None:
+    body = as_json([1.0, 2.0, 3.0, 4.0])
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=20) as connection:
+        for _ in range(2):
+            connection.sendall(before + request(body))
+            [answer] = received(connection)
+            assert doubled(answer.headers, answer.body) == [2.0, 4.0, 6.0, 8.0]
+        # As long as a body, and after the same bytes.
+        connection.sendall(before + body)
+        [(status, _, text)] = received(connection)
+        assert (status, json.loads(text)) == (400, {"error": "the request is not HTTP"})
+
+
+def test_a_head_with_bare_line_feeds_is_as_long_as_the_parser_says(server: RunningServer) -> None:
+    """Some parsers end a head where no carriage return is; what follows is a body then."""
+    body = as_json([1.0, 2.0, 3.0, 4.0]) + b"\r\n\r\n"
+    sent = request(body).replace(b"\r\n\r\n" + body, b"\n\n" + body)
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=20) as connection:
+        for _ in range(3):
+            connection.sendall(sent)
+            [(status, headers, answer)] = received(connection)
+            if status == 400:
+                return
+            assert doubled(headers, answer) == [2.0, 4.0, 6.0, 8.0]
+
+
 def test_a_known_header_is_no_more_trusted_than_a_new_one(server: RunningServer) -> None:
     body, length = binary([1.0, 2.0, 3.0, 4.0])
     other, _ = binary([-1.0, 0.5, 0.0, 7.0])
