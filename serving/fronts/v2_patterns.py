@@ -153,7 +153,7 @@ class _Raw:
 
 
 class _Json:
-    """The flat array of the one tensor of a JSON request."""
+    """The one array of numbers of a JSON request."""
 
     def __init__(self, name: str, numbers: Reader):
         self._name = name
@@ -174,10 +174,10 @@ class _Json:
 
 
 def _array(body: bytes) -> tuple[int, int]:
-    """Where the first array lies that seems to be a tensor's data, if it holds no other."""
+    """Where the first array lies that seems to be a tensor's data, or the one row of them."""
     start = body.find(b"[", body.find(b'"data"'))
     end = body.find(b"]", start)
-    return (start, end + 1) if 0 < start < end else (0, 0)
+    return (body.rfind(b"[", start, end), end + 1) if 0 < start < end else (0, 0)
 
 
 def _around(body: bytes, start: int, end: int) -> bytes:
@@ -191,7 +191,14 @@ def _is_data_between(before: bytes, after: bytes) -> bool:
     """Whether an array between these two is all that the one input has for its data."""
     try:
         documents = [orjson.loads(before + array + after) for array in (b"[]", b"[7]")]
-        found = [document["inputs"][0].pop("data") for document in documents]
+        found = [_row(document["inputs"][0].pop("data")) for document in documents]
     except (ValueError, LookupError, TypeError, AttributeError):
         return False
     return found == [[], [7]] and documents[0] == documents[1]
+
+
+def _row(data: object) -> object:
+    """What is within arrays of one element."""
+    while isinstance(data, list) and len(data) == 1 and isinstance(data[0], list):
+        data = data[0]
+    return data
