@@ -56,13 +56,7 @@ class DirectConnection(Connection):
     def data_received(self, data: bytes) -> None:
         if self._is_between and self._is_free():
             if (known := self.heads.find(data)) is not None:
-                self._idle_since = math.inf
-                if self._patience is not None:
-                    self._stop_waiting()
-                head, body = known
-                route = head.route
-                call = HttpCall(route.front, route.operation, new_id(), headers=head.headers)
-                self._open(head, call).begin(body)
+                self._take_known(*known)
                 return
             self._unknown = data
         exchange = self._current()
@@ -78,9 +72,8 @@ class DirectConnection(Connection):
         if data:
             super().data_received(data)
             exchange = self._current()
-        if exchange is not None and exchange.collects:
-            exchange.wait()
-            self._patience = self.loop.call_later(exchange.patience_s(), exchange.give_up)
+        if exchange is not None:
+            self._wait_for_body(exchange)
 
     def on_headers_complete(self) -> None:
         request, self._unknown = self._unknown, b""
@@ -109,6 +102,26 @@ class DirectConnection(Connection):
         else:
             self._message_is_complete()
             exchange.complete()
+
+    def _take_known(self, head: Head, length: int, body: bytes) -> None:
+        self._idle_since = math.inf
+        if self._patience is not None:
+            self._stop_waiting()
+        route = head.route
+        call = HttpCall(route.front, route.operation, new_id(), headers=head.headers)
+        exchange = self._open(head, call)
+        if len(body) == length:
+            exchange.begin(body)
+            return
+        self._is_between = False
+        exchange.missing = length
+        exchange.take(body)
+        self._wait_for_body(exchange)
+
+    def _wait_for_body(self, exchange: _Exchange) -> None:
+        if exchange.collects:
+            exchange.wait()
+            self._patience = self.loop.call_later(exchange.patience_s(), exchange.give_up)
 
     def _current(self) -> _Exchange | None:
         """That of the request which is being read."""

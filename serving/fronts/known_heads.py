@@ -44,13 +44,13 @@ class KnownHeads:
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[Head, int]] = {}
 
-    def find(self, request: bytes) -> tuple[Head, bytes] | None:
-        """The head of a whole request, and its body, if the head is known."""
+    def find(self, request: bytes) -> tuple[Head, int, bytes] | None:
+        """Of a request whose head is known: that, the length of the body, and what came of it."""
         size = request.find(END) + len(END)
         known = self._known.get(request[:size])
-        if known is None or known[1] != len(request) - size:
+        if known is None or known[1] < len(request) - size:
             return None
-        return known[0], request[size:]
+        return *known, request[size:]
 
     def learn(self, request: bytes, head: Head) -> None:
         """Know what the head of a request, which begins these bytes, was understood to say."""

@@ -329,17 +329,18 @@ def test_a_body_over_the_limit_is_refused_before_its_end(server: RunningServer, 
     before = refusals()
     whole = request(b" " * 200_000, *HEADERS[way])
     with closing(socket.create_connection(("127.0.0.1", server.http_port), 20)) as connection:
-        for start in range(0, 150_000, 50_000):
-            connection.sendall(whole[start : start + 50_000])
-            time.sleep(0.02)
-        [(status, _, body)] = received(connection)
-        assert status == 413
-        assert b"over the limit of 100000 bytes" in body
-        # What is left of it is passed over, and the connection is of use.
-        connection.sendall(whole[150_000:])
-        connection.sendall(request(as_json([1.0, 2.0, 3.0, 4.0])))
-        assert received(connection)[0].status == 200
-    assert refusals() - before == 1
+        for _ in range(2):
+            for start in range(0, 150_000, 50_000):
+                connection.sendall(whole[start : start + 50_000])
+                time.sleep(0.02)
+            [(status, _, body)] = received(connection)
+            assert status == 413
+            assert b"over the limit of 100000 bytes" in body
+            # What is left of it is passed over, and the connection is of use.
+            connection.sendall(whole[150_000:])
+            connection.sendall(request(as_json([1.0, 2.0, 3.0, 4.0])))
+            assert received(connection)[0].status == 200
+    assert refusals() - before == 2
 
 
 def test_whoever_goes_away_is_not_computed_for(server: RunningServer) -> None:
