@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ONNX_TYPES, RunningServer, serving, write_fake, write_model
+from tests.support import (
+    EXTRA_HEADERS,
+    ONNX_TYPES,
+    WAYS,
+    RunningServer,
+    serving,
+    write_fake,
+    write_model,
+)
 
 SHIPPED = Path(__file__).parent.parent / "model_repo"
 
@@ -38,3 +46,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     (repository / "digits").symlink_to(SHIPPED / "digits")
     with serving(repository) as running:
         yield running
+
+
+@pytest.fixture(params=WAYS)
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call is answered by the connection itself, and by the application behind it."""
+    if expected := WAYS[request.param]:
+        monkeypatch.setitem(EXTRA_HEADERS, "Expect", expected)

@@ -34,6 +34,7 @@ from serving.fronts.asgi import (
 from serving.fronts.asking import Asking
 from serving.fronts.direct import DirectConnection
 from serving.fronts.http_connection import Connection
+from serving.fronts.known_heads import KnownHeads
 from serving.fronts.restricted import Restrictions
 from serving.fronts.route import PredictRoute
 from serving.server import Server
@@ -81,6 +82,7 @@ def build_http(
 
     class Direct(DirectConnection):
         predictions = routes
+        heads = KnownHeads()
 
     return HttpCalls(_PredictFirst(routes, app), server), Direct
 

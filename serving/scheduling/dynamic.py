@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from serving.engines.base import Engine
 from serving.errors import Overloaded
 from serving.scheduling.batch import BatchLayout
 from serving.scheduling.driver import Driver
-from serving.scheduling.outcomes import expired, fail
+from serving.scheduling.outcomes import Answer, expired, fail
 from serving.scheduling.policy import BatchPolicy
 from serving.scheduling.waiting import Ticket
 from serving.types import InferRequest, Run, Tensors
@@ -19,7 +18,7 @@ from serving.types import InferRequest, Run, Tensors
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Entry(Ticket):
     request: InferRequest
-    answer: asyncio.Future[Tensors]
+    answer: Answer[Tensors]
 
 
 class DynamicScheduler(Driver[_Entry]):
@@ -41,10 +40,12 @@ class DynamicScheduler(Driver[_Entry]):
         self._policy = policy
         self._free_instances = instances
 
-    def _accept(self, request: InferRequest, rows: int, now: float) -> _Entry:
+    def _accept(
+        self, request: InferRequest, rows: int, answer: Answer[Tensors], now: float
+    ) -> _Entry:
         entry = _Entry(
             request=request,
-            answer=self._loop.create_future(),
+            answer=answer,
             rows=rows,
             shape_key=self._layout.key(request.inputs),
             padded_shapes=self._layout.padded_shapes(request.inputs),
