@@ -165,10 +165,10 @@ def main() -> None:
     parser.add_argument("--slower", type=float, default=1.0, help="every second thousand (1)")
     parser.add_argument("--requests", type=int, default=6000, help="for each number (6000)")
     options = parser.parse_args()
-    print(
-        "| network | load | no delay: requests/s | p50 ms | p99 ms | the whole delay | p50 | p99 "
-    )
-    print("| Slipway | p50 | p99 | of the better: requests/s | p50 | p99 |")
+    heads = ["network", "load"]
+    for way in ("no delay", "the whole delay", "Slipway"):
+        heads += [f"{way}: requests/s", "p50 ms", "p99 ms"]
+    print(f"| {' | '.join([*heads, 'of the better: requests/s', 'p50', 'p99'])} |")
     print("|---|---|" + "--:|" * 12)
     for name, network in NETWORKS.items():
         loads = [(f"{n} clients", ("closed", float(n))) for n in (1, 2, 4, 8, 16, 32, 48, 64)]
