@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,6 +229,13 @@ def serve(**options: object) -> None:
     slipway serve --model-repository model_repo
     curl --data-binary @digit.png localhost:8000/models/digits
     """
+    # There is next to no garbage among what is imported now; `app.py` switches it on again.
+    gc.disable()
+    # structlog takes rich for its tracebacks where that is installed, and ours are plain.
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    import structlog  # noqa: F401
+
+    del sys.modules["rich"]
     from serving.app import run
 
     run(Settings(**options))  # type: ignore[arg-type]
