@@ -51,9 +51,9 @@ class Watched:
 def watched(tmp_path: Path) -> Iterator[Watched]:
     write_model(tmp_path, "double", operation="Add")
     server = Watched(tmp_path)
-    yield server
-    server.process.kill()
-    server.process.wait()
+    with server.process:
+        yield server
+        server.process.kill()
 
 
 def test_a_server_imports_what_its_models_need(watched: Watched) -> None:
