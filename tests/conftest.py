@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import ONNX_TYPES, RunningServer, serving, write_fake, write_model
+from tests.support import (
+    ONNX_TYPES,
+    RunningServer,
+    serving,
+    write_config,
+    write_fake,
+    write_model,
+)
 
 SHIPPED = Path(__file__).parent.parent / "model_repo"
 
@@ -36,5 +44,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     write_fake(repository, "slow", delay_ms=300)
     write_fake(repository, "failing", fail_every=1)
     (repository / "digits").symlink_to(SHIPPED / "digits")
+    _write_patient_digits(repository)
     with serving(repository) as running:
         yield running
+
+
+def _write_patient_digits(repository: Path) -> None:
+    """The shipped model, as one that waits for others whether that pays or not."""
+    text = (SHIPPED / "digits/config.pbtxt").read_text()
+    text = text.replace('"digits"', '"digits-patient"', 1)
+    text = text.replace("max_queue_delay", "preferred_batch_size: 64 max_queue_delay", 1)
+    shutil.copytree(SHIPPED / "digits", repository / "digits-patient")
+    write_config(repository, "digits-patient", text)
