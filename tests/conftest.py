@@ -53,6 +53,7 @@ def _write_patient_digits(repository: Path) -> None:
     """The shipped model, as one that waits for others whether that pays or not."""
     text = (SHIPPED / "digits/config.pbtxt").read_text()
     text = text.replace('"digits"', '"digits-patient"', 1)
-    text = text.replace("max_queue_delay", "preferred_batch_size: 64 max_queue_delay", 1)
+    wait = "preferred_batch_size: 64 max_queue_delay_microseconds: 10000"
+    text = text.replace("max_queue_delay_microseconds: 2000", wait, 1)
     shutil.copytree(SHIPPED / "digits", repository / "digits-patient")
     write_config(repository, "digits-patient", text)
