@@ -229,16 +229,20 @@ def serve(**options: object) -> None:
     slipway serve --model-repository model_repo
     curl --data-binary @digit.png localhost:8000/models/digits
     """
-    # There is next to no garbage among what is imported now; `app.py` switches it on again.
+    # There is next to no garbage among what is imported now; `app.py` collects it when it serves.
     gc.disable()
-    # structlog takes rich for its tracebacks where that is installed, and ours are plain.
-    sys.modules["rich"] = None  # type: ignore[assignment]
-    import structlog  # noqa: F401
+    try:
+        # structlog takes rich for its tracebacks where that is installed, and ours are plain.
+        sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+        import structlog  # noqa: F401
 
-    del sys.modules["rich"]
-    from serving.app import run
+        if sys.modules["rich"] is None:
+            del sys.modules["rich"]
+        from serving.app import run
 
-    run(Settings(**options))  # type: ignore[arg-type]
+        run(Settings(**options))  # type: ignore[arg-type]
+    finally:
+        gc.enable()
 
 
 @main.command()
