@@ -233,10 +233,11 @@ def serve(**options: object) -> None:
     gc.disable()
     try:
         # structlog takes rich for its tracebacks where that is installed, and ours are plain.
+        is_there = "rich" in sys.modules
         sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
         import structlog  # noqa: F401
 
-        if sys.modules["rich"] is None:
+        if not is_there:
             del sys.modules["rich"]
         from serving.app import run
 
