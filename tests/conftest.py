@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests.support import (
     WAYS,
     RunningServer,
     serving,
+    write_config,
     write_fake,
     write_model,
 )
@@ -44,6 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     write_fake(repository, "slow", delay_ms=300)
     write_fake(repository, "failing", fail_every=1)
     (repository / "digits").symlink_to(SHIPPED / "digits")
+    _write_patient_digits(repository)
     with serving(repository) as running:
         yield running
 
@@ -53,3 +56,13 @@ def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Every call is answered by the connection itself, and by the application behind it."""
     if expected := WAYS[request.param]:
         monkeypatch.setitem(EXTRA_HEADERS, "Expect", expected)
+
+
+def _write_patient_digits(repository: Path) -> None:
+    """The shipped model, as one that waits for others whether that pays or not."""
+    text = (SHIPPED / "digits/config.pbtxt").read_text()
+    text = text.replace('"digits"', '"digits-patient"', 1)
+    wait = "preferred_batch_size: 64 max_queue_delay_microseconds: 10000"
+    text = text.replace("max_queue_delay_microseconds: 2000", wait, 1)
+    shutil.copytree(SHIPPED / "digits", repository / "digits-patient")
+    write_config(repository, "digits-patient", text)

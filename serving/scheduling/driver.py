@@ -185,8 +185,11 @@ class Driver(ABC, Generic[E]):
             fail(entry.answer, expired())
         return min((entry.expires_at for entry in self._again), default=math.inf)
 
-    def _start(self, batch: list[E], finished: Callable[[], None]) -> None:
-        """Run a batch on an instance that is free, and again will be when it has `finished`."""
+    def _start(self, batch: list[E], finished: Callable[[Run | None], None]) -> None:
+        """Run a batch on an instance that is free, and again will be when it has `finished`.
+
+        That is told of the run; None if it failed, and what came of it took several.
+        """
         task = self._loop.create_task(self._occupy_instance(batch, finished))
         self._runs.add(task)
         task.add_done_callback(self._has_ended)
@@ -195,13 +198,18 @@ class Driver(ABC, Generic[E]):
         self._runs.discard(task)
         self._decide_soon()
 
-    async def _occupy_instance(self, batch: list[E], finished: Callable[[], None]) -> None:
+    async def _occupy_instance(
+        self, batch: list[E], finished: Callable[[Run | None], None]
+    ) -> None:
+        run = None
         try:
             computed = await self._compute(batch)
             if isinstance(computed, SlipwayError):
                 await self._run_apart(batch, computed)
+            else:
+                run = computed.run
         finally:
-            finished()
+            finished(run)
         # Before the answers are handed out: those who get them would keep the loop from the
         # instance, which can run the next batch meanwhile.
         self._decide()

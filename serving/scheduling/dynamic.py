@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from serving.engines.base import Engine
 from serving.errors import Overloaded
@@ -68,13 +69,16 @@ class DynamicScheduler(Driver[_Entry]):
 
     def _act(self, now: float) -> float:
         while True:
-            decision = self._policy.decide(now, instance_is_free=self._free_instances > 0)
+            decision = self._policy.decide(now, free_instances=self._free_instances)
             for entry in decision.expired:
                 fail(entry.answer, expired())
             if not decision.batch:
                 return decision.wake_at
             self._free_instances -= 1
-            self._start(decision.batch, self._finish)
+            self._start(decision.batch, partial(self._finish, len(decision.batch)))
 
-    def _finish(self) -> None:
+    def _finish(self, requests: int, run: Run | None) -> None:
         self._free_instances += 1
+        if run is not None:
+            seconds = run.answered - run.batched
+            self._policy.ran(requests, run.rows, seconds, run.answered)

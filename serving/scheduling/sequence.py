@@ -106,7 +106,7 @@ class SequenceScheduler(Driver[_Entry]):
             self._start(batch.steps, partial(self._finish, batch))
         return decision.wake_at
 
-    def _finish(self, batch: SequenceBatch[_Entry]) -> None:
+    def _finish(self, batch: SequenceBatch[_Entry], run: Run | None) -> None:
         self._policy.finish(batch, monotonic())
 
     def _rows(self, batch: list[_Entry]) -> Sequence[_Entry | None]:
