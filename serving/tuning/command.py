@@ -129,8 +129,8 @@ def tune(
     along each of them is followed by their neighbours; the best three, the best without delay, and
     today's are measured three times more. Chosen is the setting with the most rows a second at the
     largest concurrency whose p99 keeps the bound; of those that are equal within the noise, the
-    one with the fewest threads, then with the least delay. Do nothing else on the machine
-    meanwhile.
+    one with the fewest threads, then with the least delay that is always spent. Do nothing else on
+    the machine meanwhile.
 
     MODEL must be one graph for ONNX Runtime. With --write its config.pbtxt is changed in place:
     the tuned fields, and nothing else, so that comments stay. Exits with 1 if no setting keeps the

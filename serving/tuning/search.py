@@ -67,8 +67,8 @@ def finalists(explored: Sequence[Trial], today: Setting) -> list[Setting]:
     """What is measured again, of trials that are the best first: the first ones, the best one
     without delay, and today's.
 
-    Clients in a closed loop move in step, so a delay may look better than it is; where it gains
-    nothing beyond noise, `choose` does without.
+    Clients in a closed loop move in step, so the delay of a preferred size may look better than it
+    is; where it gains nothing beyond noise, `choose` does without.
     """
     tried = [trial.setting for trial in explored]
     twin = replace(tried[0], delay_us=0)
@@ -92,7 +92,8 @@ def summarize(rounds: Sequence[Trial]) -> Final:
 
 def choose(finals: Sequence[Final], today: Setting, bound_ms: float, cores: int) -> Final | None:
     """The one with the highest throughput within the bound; of equal ones the cheapest, then
-    today's, then one without preferred batches. None if none keeps the bound.
+    today's, then one without preferred batches, then one with today's delay. None if none keeps
+    the bound.
     """
     meeting = [final for final in finals if rank(final.median, bound_ms)[0]]
     if not meeting:
@@ -109,6 +110,12 @@ def choose(finals: Sequence[Final], today: Setting, bound_ms: float, cores: int)
     def preference(final: Final) -> tuple[object, ...]:
         setting = final.median.setting
         speed = rank(final.median, bound_ms)[1]
-        return (*setting.cost(cores), setting != today, bool(setting.batches), -speed)
+        return (
+            *setting.cost(cores),
+            setting != today,
+            bool(setting.batches),
+            setting.delay_us != today.delay_us,
+            -speed,
+        )
 
     return min(equal, key=preference)

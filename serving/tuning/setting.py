@@ -49,8 +49,9 @@ class Setting:
         return ",".join(map(str, self.batches)) or "any"
 
     def cost(self, cores: int) -> tuple[int, int, int]:
-        """The less, the more is left for others."""
-        return self.instances * (self.threads or cores), self.instances, self.delay_us
+        """The less, the more is left for others. A delay that only may be spent costs nothing."""
+        delay_us = self.delay_us if self.batches else 0
+        return self.instances * (self.threads or cores), self.instances, delay_us
 
 
 @dataclass(frozen=True)

@@ -352,9 +352,13 @@ def test_rank_and_choice() -> None:
     assert chosen(trial(two, (100, 5)), trial(other, (90, 5)), today=other) == two
     # Else the one that waits less, and the one that says less.
     assert chosen(trial(other, (100, 5)), trial(two, (99, 5))) == two
-    patient = Setting(2, 1, (), 100)
+    patient = Setting(2, 1, (8,), 100)
     assert chosen(trial(patient, (100, 5)), trial(other, (99, 5)), today=patient) == other
     assert chosen(trial(patient, (100, 5)), trial(other, (80, 5))) == patient
+    # Where no size is preferred a delay costs nothing, and stays what it is.
+    ready = Setting(2, 1, (), TODAY.delay_us)
+    assert chosen(trial(two, (100, 5)), trial(ready, (99, 5)), trial(other, (99, 5))) == ready
+    assert chosen(trial(two, (100, 5)), trial(ready, (99, 5)), today=two) == two
     # Rounds that differ tell how large the noise is.
     noisy = summarize([trial(two, (rows, 5)) for rows in (90, 100, 110)])
     steady = summarize([trial(one, (91, 5))] * 3)
