@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _LONG_BYTES = 1 << 14
 """A compressed message of so many bytes is unpacked in a thread."""
+_QUEUED_BYTES = 128
+"""That a message takes up beside what is in it."""
 _LONGEST_S = 10 * 365 * 86400.0
 """Beyond, a caller waits for ever."""
 _SHUTTING_DOWN = (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
@@ -56,6 +58,7 @@ class GrpcCall(Stream):
         "_queued",
         "_reader",
         "_rpc",
+        "_runs",
         "_task",
         "_timer",
         "_trailing",
@@ -82,11 +85,13 @@ class GrpcCall(Stream):
         self._held = 0
         self._queue: deque[Message] = deque()
         self._queued = 0
-        """Bytes in the queue."""
+        """Bytes that the queue takes up."""
         self._unread = 0
         """Bytes that the caller has not been given back the room for."""
         self._news: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._runs = False
+        """The task has begun; one that is cancelled before does not even clean up."""
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._has_begun = False
@@ -127,7 +132,7 @@ class GrpcCall(Stream):
             self._unread += len(data)
             for message in messages:
                 self._queue.append(message)
-                self._queued += len(message[1])
+                self._queued += _QUEUED_BYTES + len(message[1])
             self._hold(self._queued + self._reader.held)
             if self.connection.held > self._most_held:
                 raise Aborted(
@@ -144,10 +149,10 @@ class GrpcCall(Stream):
 
     def lost(self) -> None:
         self._is_cancelled = True
-        if self._task is None:
-            self._done()
-        else:
+        if self._task is not None:
             self._task.cancel()
+        if not self._runs:
+            self._done()
 
     def stop(self) -> None:
         self._give_up(*_SHUTTING_DOWN)
@@ -156,14 +161,14 @@ class GrpcCall(Stream):
         self._give_up(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def _give_up(self, code: grpc.StatusCode, details: str) -> None:
-        if self.is_done:
+        if self.is_done or self._verdict is not None:
             return
-        if self._task is None:
+        self._verdict = (code, details)
+        if self._task is not None:
+            self._task.cancel()
+        if not self._runs:
             self._finish(code, details)
             self._done()
-        elif self._verdict is None:
-            self._verdict = (code, details)
-            self._task.cancel()
 
     def _take_one(self, ends: bool) -> None:
         """A method that takes one message begins when that is there, and nothing after it."""
@@ -194,8 +199,9 @@ class GrpcCall(Stream):
                 self._news = self.connection.loop.create_future()
                 await self._news
             message = self._queue.popleft()
-            self._queued -= len(message[1])
-            self._hold(self._held - len(message[1]))
+            size = _QUEUED_BYTES + len(message[1])
+            self._queued -= size
+            self._hold(self._held - size)
             self._make_room()
             is_compressed, data = message
             yield self._rpc.parse(await self._unpack(data) if is_compressed else data)
@@ -209,6 +215,7 @@ class GrpcCall(Stream):
     # What it is answered.
 
     async def _run(self, given: Any) -> None:
+        self._runs = True
         rpc = self._rpc
         try:
             if not rpc.streams_requests:
@@ -260,6 +267,8 @@ class GrpcCall(Stream):
         return True
 
     async def _send(self, data: bytes) -> None:
+        if self.is_done:
+            raise StreamEnded
         if not self._has_begun:
             self._has_begun = True
             self.send_headers(self.connection.first() + SUCCESS, ends=False)

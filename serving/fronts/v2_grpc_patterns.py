@@ -18,6 +18,8 @@ from serving.fronts.v2_grpc_bytes import varint
 from serving.types import Array, InferRequest, Parameter
 
 MAX_HEAD_BYTES = 2048
+MAX_MESSAGE_BYTES = 1 << 17
+"""What is longer takes so long that it does not matter how it is read."""
 MAX_PATTERNS = 512
 """Kept at once, which is more than clients send that put nothing new into each but an id."""
 
@@ -30,18 +32,20 @@ class _Tensor:
     name: str
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
-    count: int
     before: bytes
-    """What stands before its values: the tag and their length."""
+    """What stands before its values: the tag and their length. It is checked but for the first."""
     at: int
-    """Where its values begin, from the end of the message's head."""
+    """Where its values begin, after those of the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
     """A call but for its id and its tensors' values."""
 
-    tensors: tuple[_Tensor, ...]
+    size: int
+    """Of the message without an id."""
+    first: _Tensor
+    others: tuple[_Tensor, ...]
     model_name: str
     model_version: str
     outputs: tuple[str, ...]
@@ -54,37 +58,33 @@ class Patterns:
     """The latest messages that were understood, without their ids and values."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[bytes, bytes, int], _Pattern] = {}
+        self._known: dict[bytes, _Pattern] = {}
+        """By all that stands before the first tensor's values, but an id."""
         self._heads: dict[int, int] = {}
-        """By the bytes of a message after its id: how many of them are no values."""
+        """By the bytes of a message without an id: how many of them that is."""
 
     def call(self, data: bytes) -> InferCall | None:
         """The call of a message, if all but its id and values is known."""
-        found = _id_of(data)
-        if found is None:
-            return None
-        begin, end = found
-        size = len(data) - end
-        head_size = self._heads.get(size)
-        if head_size is None:
-            return None
-        at = end + head_size
-        pattern = self._known.get((data[:begin], data[end:at], size))
-        if pattern is None:
-            return None
-        inputs: dict[str, Array] = {}
-        for tensor in pattern.tensors:
-            values_at = at + tensor.at
-            if not data.startswith(tensor.before, values_at - len(tensor.before)):
+        size, id = len(data), ""
+        at = self._heads.get(size, 0)
+        pattern = self._known.get(data[:at])
+        if pattern is None or pattern.size != size:
+            begin, end = _id_of(data)
+            at = self._heads.get(size - (end - begin), 0) + end - begin
+            pattern = self._known.get(data[:begin] + data[end:at])
+            if pattern is None or pattern.size != size - (end - begin):
                 return None
-            values = np.frombuffer(data, tensor.dtype, tensor.count, values_at)
-            inputs[tensor.name] = values.reshape(tensor.shape)
-        id = ""
-        if end > begin:
             try:
                 id = data[begin + 2 : end].decode()
             except UnicodeDecodeError:  # which protobuf refuses
                 return None
+        first = pattern.first
+        inputs: dict[str, Array] = {first.name: np.ndarray(first.shape, first.dtype, data, at)}
+        for tensor in pattern.others:
+            values_at = at + tensor.at
+            if not data.startswith(tensor.before, values_at - len(tensor.before)):
+                return None
+            inputs[tensor.name] = np.ndarray(tensor.shape, tensor.dtype, data, values_at)
         return InferCall(
             InferRequest(
                 pattern.model_name,
@@ -105,30 +105,33 @@ class Patterns:
         and nothing special asked for.
         """
         request = call.request
-        tensors = request.inputs.values()
-        found = _id_of(data)
+        arrays = request.inputs.values()
         if (
-            found is None
+            len(data) > MAX_MESSAGE_BYTES
             or call.wishes
             or call.wants_empty_final
             or request.sequence is not None
-            or len(message.raw_input_contents) != len(request.inputs)
-            or any(tensor.dtype == object or not tensor.size for tensor in tensors)
+            or not arrays
+            or len(message.raw_input_contents) != len(arrays)
+            or any(array.dtype == object or not array.size for array in arrays)
             or data != message.SerializeToString()
         ):
             return
-        begin, end = found
-        values_size = sum(1 + len(varint(each.nbytes)) + each.nbytes for each in tensors)
-        head_size = len(data) - end - values_size
-        if begin + head_size > MAX_HEAD_BYTES:
+        first, *others = _tensors(request.inputs)
+        last = others[-1] if others else first
+        begin, end = _id_of(data)
+        size = len(data) - (end - begin)
+        head_size = size - last.at - request.inputs[last.name].nbytes
+        if head_size > MAX_HEAD_BYTES or bool(request.id) != (end > begin):
             return
         if len(self._known) >= MAX_PATTERNS:
             self._known.clear()
             self._heads.clear()
-        size = len(data) - end
         self._heads[size] = head_size
-        self._known[data[:begin], data[end : end + head_size], size] = _Pattern(
-            _tensors(request.inputs),
+        self._known[(data[:begin] + data[end:])[:head_size]] = _Pattern(
+            size,
+            first,
+            tuple(others),
             request.model_name,
             request.model_version,
             request.outputs,
@@ -138,32 +141,30 @@ class Patterns:
         )
 
 
-def _id_of(data: bytes) -> tuple[int, int] | None:
+def _id_of(data: bytes) -> tuple[int, int]:
     """Where the field `id` begins and ends in a message that begins in the usual way.
 
-    Both are the same if there is none. None for any other message.
+    Both are the same if there is none, or a long one.
     """
     size = len(data)
     at = 0
     for tag in (_MODEL_NAME, _MODEL_VERSION):
         if at + 1 < size and data[at] == tag:
             if data[at + 1] >= 128:
-                return None
+                return at, at
             at += 2 + data[at + 1]
-        elif tag == _MODEL_NAME:
-            return None
-    if at + 1 < size and data[at] == _ID:
-        end = at + 2 + data[at + 1]
-        return (at, end) if data[at + 1] < 128 and end <= size else None
-    return (at, at) if at <= size else None
+    if at + 1 < size and data[at] == _ID and data[at + 1] < 128:
+        return at, min(size, at + 2 + data[at + 1])
+    return at, at
 
 
-def _tensors(inputs: Mapping[str, Array]) -> tuple[_Tensor, ...]:
-    tensors = []
+def _tensors(inputs: Mapping[str, Array]) -> list[_Tensor]:
+    tensors: list[_Tensor] = []
     at = 0
     for name, values in inputs.items():
         before = bytes([_RAW]) + varint(values.nbytes)
-        at += len(before)
-        tensors.append(_Tensor(name, values.dtype, values.shape, values.size, before, at))
+        if tensors:
+            at += len(before)
+        tensors.append(_Tensor(name, values.dtype, values.shape, before, at))
         at += values.nbytes
-    return tuple(tensors)
+    return tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from serving.fronts.grpc_head import read_head
 from serving.fronts.grpc_rpc import Rpc
 from serving.fronts.http2.headers import BlockReader, write_block
+from serving.fronts.http2.outgoing import Outgoing
 from tests.serving.http2_peer import (
     ACK,
     CONTINUATION,
@@ -323,6 +325,32 @@ def test_metadata() -> None:
         ("some-bin", b"\0"),
         ("some-bin", b"\0"),
     )
+
+
+async def test_room_is_given_to_one_after_the_other() -> None:
+    outgoing = Outgoing()
+    outgoing.window_out = 0
+    had: list[int] = []
+
+    async def take(number: int) -> None:
+        await outgoing.wait_for_room()
+        had.append(number)
+
+    tasks = [asyncio.create_task(take(number)) for number in range(4)]
+    await asyncio.sleep(0)
+    outgoing.wake()
+    assert outgoing.room() == 0
+    tasks[0].cancel()
+    await asyncio.wait(tasks[:1])
+    outgoing.widen(1)
+    await asyncio.wait(tasks[1:2])
+    assert had == [1]
+    # Who has been given room and is cancelled before it has it passes it on.
+    outgoing.wake()
+    tasks[2].cancel()
+    await asyncio.wait(tasks)
+    assert had == [1, 3]
+    assert outgoing.room() == 1
 
 
 # Clients that are none of ours.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -381,6 +383,75 @@ def test_held_bytes_are_bounded(running: RunningServer) -> None:
         refused = [answer for answer in peer.answers.values() if answer.ended]
         assert refused[0].status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
         assert 2 * MAX_BYTES < len(ids) << 19 <= 2 * MAX_BYTES + (1 << 20)
+
+
+def test_calls_that_end_before_they_have_begun(running: RunningServer) -> None:
+    """All of it comes at once, before anything has been done about the first of it."""
+    with Peer(running.grpc_port) as peer:
+        id = peer.open(head())
+        peer.send(id, framed(ECHO))
+        peer.answer(id)
+        for _ in range(2 * MAX_BYTES // 50_000 + 10):
+            id += 2
+            peer.h2.send_headers(id, head(STREAM))
+            peer.h2.send_data(id, framed(bytes(50_000))[:16_000])
+            peer.h2.send_data(id, bytes(16_000))
+            peer.h2.send_data(id, bytes(18_005))
+            peer.h2.reset_stream(id)
+            peer.flush()
+            peer.ping()
+        # Nothing is held on their account any more.
+        id = peer.open(head())
+        peer.send(id, framed(ECHO)[:9], ends=False)
+        peer.ping()
+        peer.send(id, framed(ECHO)[9:])
+        assert peer.answer(id).values() == [1, 2, 3, 4]
+        id += 2
+        peer.answers[id] = Answer()
+        peer.h2.send_headers(id, head(STREAM))
+        peer.h2.send_data(id, framed(bytes(MAX_BYTES + 1))[:100])
+        peer.flush()
+        assert peer.answer(id).status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+
+
+def test_empty_messages_are_held_back_or_refused(running: RunningServer) -> None:
+    """Each takes up room, though there is nothing in it."""
+    with Peer(running.grpc_port, reads=False) as peer:
+        id = peer.open(head(STREAM))
+        empty = framed(b"") * 3000
+        answer = peer.answers[id]
+        for _ in range(1000):
+            peer.read_until(
+                lambda: answer.ended or peer.h2.local_flow_control_window(id) >= len(empty)
+            )
+            if answer.ended:
+                break
+            peer.h2.send_data(id, empty)
+            peer.ping()
+        assert answer.status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert is_up(running)
+
+
+def test_who_asks_and_does_not_read_is_sent_away(running: RunningServer) -> None:
+    process = psutil.Process(running.process.pid)
+    before = process.memory_info().rss
+    headers = plain_block(head("/unknown"))
+    batches = (
+        b"".join(
+            frame(HEADERS, END_HEADERS | END_STREAM, id, headers)
+            for id in range(first, first + 2000, 2)
+        )
+        for first in range(1, 2_000_000, 2000)
+    )
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(30)
+        deaf.connect(("127.0.0.1", running.grpc_port))
+        deaf.sendall(START)
+        with pytest.raises(ConnectionError):
+            deque(map(deaf.sendall, batches), maxlen=0)
+    assert process.memory_info().rss - before < 50_000_000
+    assert is_up(running)
 
 
 # Whatever comes.

@@ -105,7 +105,8 @@ class Connection(Incoming, Outgoing):
         if not stream.peer_is_done:
             # What the peer still wants to send is of no use any more.
             self.write(_reset(stream.id, Code.NO_ERROR))
-        self.earn()
+        if not self.is_paused:
+            self.earn()
         self._forget(stream.id)
 
     def reset(self, id: int, code: Code) -> None:
@@ -224,6 +225,8 @@ class Connection(Incoming, Outgoing):
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"a client cannot open stream {id}")
         if is_new and self._takes_more:
             self._last_id = id
+            if self.is_paused:
+                self._charge()  # it asks, and does not read what it is answered
         # Whatever becomes of it: later blocks may refer to what it puts into the table.
         head = self._reader.read(block)
         if not is_new:

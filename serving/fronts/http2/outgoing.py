@@ -57,6 +57,8 @@ class Outgoing(asyncio.Protocol):
         try:
             await turn
         except asyncio.CancelledError:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
             self.wake()
             raise
 
