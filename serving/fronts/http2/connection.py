@@ -47,15 +47,21 @@ class Application(Protocol):
 
 
 class Connection(Incoming, Outgoing):
-    """`left` is called when it is no more."""
+    """`came` is called when there is somebody at the other end, and `left` when there is no more."""
 
-    def __init__(self, application: Application, left: Callable[[Connection], None]):
+    def __init__(
+        self,
+        application: Application,
+        came: Callable[[Connection], None],
+        left: Callable[[Connection], None],
+    ):
         Incoming.__init__(self)
         Outgoing.__init__(self)
         self.streams: dict[int, Stream] = {}
         self.held = 0
         """Bytes that wait on its streams for more, or for somebody to read them."""
         self._application = application
+        self._came = came
         self._left = left
         self._reader: BlockReader[Any] = BlockReader(application.understand)
         self._window_in = CONNECTION_WINDOW
@@ -82,6 +88,7 @@ class Connection(Incoming, Outgoing):
         more = frames.NUMBER.pack(CONNECTION_WINDOW - frames.DEFAULT_WINDOW)
         self.write(frames.settings_frame(settings) + frame(frames.WINDOW_UPDATE, 0, 0, more))
         self._timer = self.loop.call_later(PREFACE_S, self.transport.abort)
+        self._came(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_ending = True
