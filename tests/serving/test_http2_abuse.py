@@ -14,10 +14,12 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving.fronts.http2.connection import MAX_STREAMS, PREFACE_S
 from serving.fronts.http2.credit import MOST_IDLE
 from serving.fronts.http2.headers import write_block
+from serving.fronts.http2.stream import WINDOW
 from tests.serving.http2_peer import (
     CONTINUATION,
     DATA,
@@ -57,6 +59,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
     repository = tmp_path_factory.mktemp("http2")
     write_fake(repository, "echo")
     write_fake(repository, "slow", delay_ms=300)
+    write_fake(repository, "wide", dims="[-1]")
     with serving(repository, "--http-max-input-size", str(MAX_BYTES)) as server:
         yield server
         assert server.events("unexpected error") == []
@@ -371,18 +374,29 @@ def test_what_gets_something_done_is_no_flood(peer: Peer) -> None:
     peer.ping()
 
 
-def test_held_bytes_are_bounded(running: RunningServer) -> None:
-    """Many messages of which the end does not come."""
+def test_messages_that_are_not_whole_take_turns(running: RunningServer) -> None:
+    """Beyond a bound only the first is given room to go on, and then the next; none fails."""
+    data, half = framed(bytes(MAX_BYTES)), WINDOW // 2
     with Peer(running.grpc_port) as peer:
-        ids = []
-        while all(not answer.ended for answer in peer.answers.values()):
-            ids.append(peer.open(head()))
-            peer.send(ids[-1], framed(bytes(MAX_BYTES))[: 1 << 19], ends=False)
-            peer.ping()
-            assert len(ids) < 20
-        refused = [answer for answer in peer.answers.values() if answer.ended]
-        assert refused[0].status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-        assert 2 * MAX_BYTES < len(ids) << 19 <= 2 * MAX_BYTES + (1 << 20)
+        ids = [peer.open(head()) for _ in range(20)]
+        for id in ids:
+            peer.send(id, data[:half], ends=False)
+        peer.ping()
+        room = [peer.h2.local_flow_control_window(id) for id in ids]
+        free = 2 * MAX_BYTES // half
+        assert min(room[:free]) > WINDOW - WINDOW // 4
+        assert set(room[free + 1 :]) == {WINDOW - half}
+        for id in ids:
+            peer.send(id, data[half:])
+            assert peer.answer(id).status == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+
+
+def test_many_large_messages_at_once_are_all_answered(running: RunningServer) -> None:
+    message = service_pb2.ModelInferRequest.FromString(infer_message("wide", *range(700_000)))
+    with grpc.insecure_channel(running.grpc) as channel:
+        stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        waiting = [stub.ModelInfer.future(message) for _ in range(8)]
+        assert {each.exception(timeout=60) for each in waiting} == {None}
 
 
 def test_calls_that_end_before_they_have_begun(running: RunningServer) -> None:

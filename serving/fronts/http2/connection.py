@@ -8,6 +8,7 @@ from struct import Struct
 from typing import Any, Protocol
 
 from serving.fronts.http2 import frames
+from serving.fronts.http2.backlog import Backlog
 from serving.fronts.http2.credit import Credit
 from serving.fronts.http2.frames import Code, ConnectionFault, StreamFault, frame
 from serving.fronts.http2.headers import BlockReader, Headers
@@ -36,6 +37,9 @@ _GOAWAY = Struct(">LL")
 class Application(Protocol):
     """What is served over the connections."""
 
+    most_held: int
+    """Bytes of messages of which the end has not come, on one connection; see `Backlog`."""
+
     def understand(self, headers: Headers) -> Any:
         """What headers say. It is kept for those that come again, so nothing may change it.
 
@@ -47,7 +51,7 @@ class Application(Protocol):
 
 
 class Connection(Incoming, Outgoing):
-    """`came` is called when there is somebody at the other end, and `left` when there is no more."""
+    """`came` is called when there is a peer, and `left` when there is none any more."""
 
     def __init__(
         self,
@@ -59,7 +63,8 @@ class Connection(Incoming, Outgoing):
         Outgoing.__init__(self)
         self.streams: dict[int, Stream] = {}
         self.held = 0
-        """Bytes that wait on its streams for more, or for somebody to read them."""
+        """Bytes that wait on its streams for somebody to read them."""
+        self.backlog = Backlog(application.most_held)
         self._application = application
         self._came = came
         self._left = left
