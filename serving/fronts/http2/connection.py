@@ -24,6 +24,8 @@ MAX_SETTINGS = 32
 """In one frame."""
 CONNECTION_WINDOW = 1 << 26
 """What nobody reads is kept back stream by stream, so it need not be small."""
+BRIEF_S = 0.05
+"""Who takes a request back after that has waited for it, which is no flood."""
 _SETTINGS_COST = 10
 """In frames that get nothing done: each may concern all streams."""
 PREFACE_S = 10.0
@@ -325,8 +327,11 @@ class Connection(Incoming, Outgoing):
     def _take_reset(self, id: int, payload: bytes) -> None:
         frames.number(payload, "RST_STREAM")
         self._check_old(id, "RST_STREAM")
-        self._charge()
         stream = self.streams.get(id)
+        if stream is not None and self.loop.time() - stream.since >= BRIEF_S:
+            self.earn()
+        else:
+            self._charge()
         if stream is not None:
             stream.lose()
             self._forget(id)
