@@ -122,6 +122,12 @@ REFUSED: dict[str, tuple[list[tuple[str, str]], bytes, str, str]] = {
         "RESOURCE_EXHAUSTED",
         f"limit of {MAX_BYTES}",
     ),
+    "compressed, nobody knows how": (
+        head(),
+        framed(gzipped(ECHO), compressed=True),
+        "INTERNAL",
+        "without a grpc-encoding",
+    ),
     "damaged": (head(**GZIP), framed(b"gzip", compressed=True), "INVALID_ARGUMENT", "not gzip"),
     "an unknown encoding": (
         head(grpc_encoding="snappy"),
@@ -260,7 +266,16 @@ WRONG: dict[str, tuple[bytes, int]] = {
     ),
     "half a setting": (frame(SETTINGS, 0, 0, bytes(5)), FRAME_SIZE_ERROR),
     "settings of a stream": (frame(SETTINGS, 0, 1), PROTOCOL_ERROR),
-    "an acknowledgement that says something": (frame(SETTINGS, 1, 0, bytes(6)), PROTOCOL_ERROR),
+    "an acknowledgement that says something": (frame(SETTINGS, 1, 0, bytes(6)), FRAME_SIZE_ERROR),
+    "a ping of a stream": (frame(PING, 0, 1, bytes(8)), PROTOCOL_ERROR),
+    "half a block of stream 0": (
+        frame(HEADERS, 0, 0, block()) + frame(PING, 0, 0, bytes(8)),
+        PROTOCOL_ERROR,
+    ),
+    "a number that does not end": (
+        frame(HEADERS, END_HEADERS, 1, b"\0\x7f" + b"\xff" * 30_000),
+        COMPRESSION_ERROR,
+    ),
     "a window that is too large": (
         frame(SETTINGS, 0, 0, b"\0\x04\xff\xff\xff\xff"),
         FLOW_CONTROL_ERROR,
@@ -299,7 +314,9 @@ WRONG: dict[str, tuple[bytes, int]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_breaks_the_protocol_ends_the_connection(running: RunningServer, case: str) -> None:
     data, code = WRONG[case]
-    assert raw_goaway(running.grpc_port, START, data)[0] == code
+    found, text = raw_goaway(running.grpc_port, START, data)
+    assert found == code
+    assert 10 < len(text) < 100
 
 
 @pytest.mark.parametrize(
@@ -365,6 +382,18 @@ FLOODS: dict[str, Callable[[], bytes]] = {
 def test_floods_end_the_connection(running: RunningServer, case: str) -> None:
     assert raw_goaway(running.grpc_port, START, FLOODS[case]())[0] == ENHANCE_YOUR_CALM
     assert is_up(running)
+
+
+def test_settings_that_change_back_and_forth_hold_up_nobody(peer: Peer) -> None:
+    """The window of each stream changes with them."""
+    headers = plain_block(head(STREAM))
+    peer.raw(*(frame(HEADERS, END_HEADERS, 2 * i + 1, headers) for i in range(MAX_STREAMS)))
+    peer.ping()
+    changes = b"".join(b"\0\x04" + (65_535 + i).to_bytes(4, "big") for i in range(32))
+    since = time.monotonic()
+    peer.raw(frame(SETTINGS, 0, 0, changes) * 100)
+    peer.ping()
+    assert time.monotonic() - since < 1
 
 
 def test_what_gets_something_done_is_no_flood(peer: Peer) -> None:

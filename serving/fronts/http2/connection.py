@@ -20,8 +20,8 @@ MAX_STREAMS = 1024
 """At the same time, on one connection."""
 MAX_LIST_BYTES = 16 * 1024
 """Of headers: what peers are told."""
-MAX_SETTINGS = 32
-"""In one frame."""
+MAX_SETTINGS_BYTES = 32 * 6
+"""Of one frame."""
 CONNECTION_WINDOW = 1 << 26
 """What nobody reads is kept back stream by stream, so it need not be small."""
 BRIEF_S = 0.05
@@ -294,8 +294,10 @@ class Connection(Incoming, Outgoing):
             self._check_old(id, "WINDOW_UPDATE")
 
     def _take_ping(self, id: int, flags: int, payload: bytes) -> None:
-        if id or len(payload) != 8:
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "PING has eight bytes, and no stream")
+        if id:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "PING has no stream")
+        if len(payload) != 8:
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "PING has eight bytes")
         self._charge()
         if not flags & frames.ACK:
             self.write(frame(frames.PING, frames.ACK, 0, payload))
@@ -303,15 +305,17 @@ class Connection(Incoming, Outgoing):
             self._take_no_more()
 
     def _take_settings(self, id: int, flags: int, payload: bytes) -> None:
-        if id or (flags & frames.ACK and payload):
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "SETTINGS has no stream; with ACK, nothing")
+        if id:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "SETTINGS has no stream")
+        if flags & frames.ACK and payload:
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "SETTINGS with ACK has nothing in it")
         self._charge(_SETTINGS_COST)
         if flags & frames.ACK:
             return
-        settings = list(frames.read_settings(payload))
-        if len(settings) > MAX_SETTINGS:
+        if len(payload) > MAX_SETTINGS_BYTES:
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many settings")
-        for name, value in settings:
+        # Of those that come twice the last counts: each may concern all streams.
+        for name, value in dict(frames.read_settings(payload)).items():
             if name == frames.INITIAL_WINDOW_SIZE:
                 change = value - self.initial_window_out
                 self.initial_window_out = value
