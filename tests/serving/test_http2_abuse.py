@@ -384,6 +384,14 @@ def test_floods_end_the_connection(running: RunningServer, case: str) -> None:
     assert is_up(running)
 
 
+def test_what_was_on_its_way_to_a_stream_that_ended_is_no_flood(peer: Peer) -> None:
+    id = peer.open([*head(STREAM), ("triton_grpc_error", "true")])
+    peer.send(id, framed(infer_message("nowhere", 1, 2, 3, 4)), ends=False)
+    assert peer.answer(id).status == grpc.StatusCode.NOT_FOUND.value[0]
+    peer.raw(frame(DATA, 0, id, framed(infer_message("echo", 1, 2, 3, 4))) * COUNT)
+    assert peer.call(ECHO).values() == [1, 2, 3, 4]
+
+
 def test_settings_that_change_back_and_forth_hold_up_nobody(peer: Peer) -> None:
     """The window of each stream changes with them."""
     headers = plain_block(head(STREAM))

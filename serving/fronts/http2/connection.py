@@ -73,6 +73,8 @@ class Connection(Incoming, Outgoing):
         self._reader: BlockReader[Any] = BlockReader(application.understand)
         self._window_in = CONNECTION_WINDOW
         self._ungranted = 0
+        self._late = 0
+        """Bytes that may still come for streams that we have ended."""
         self._data_stream: Stream | None = None
         """Whose data is being read; None if there is no such stream any more."""
         self._data_ends = False
@@ -117,8 +119,9 @@ class Connection(Incoming, Outgoing):
     def ended(self, stream: Stream) -> None:
         """Its last frame has been written."""
         if not stream.peer_is_done:
-            # What the peer still wants to send is of no use any more.
+            # What the peer still wants to send is of no use any more; some is on its way.
             self.write(_reset(stream.id, Code.NO_ERROR))
+            self._late = min(self._late + stream.window_in, CONNECTION_WINDOW)
         if not self.is_paused:
             self.earn()
         self._forget(stream.id)
@@ -203,7 +206,10 @@ class Connection(Incoming, Outgoing):
         stream = self.streams.get(id)
         if stream is None:
             self._check_old(id, "DATA")
-            self._charge()
+            if 0 < length <= self._late:
+                self._late -= length
+            else:
+                self._charge()
             return
         if stream.peer_is_done:
             raise StreamFault(Code.STREAM_CLOSED, "data after the end of a stream")
