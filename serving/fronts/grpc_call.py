@@ -239,6 +239,7 @@ class GrpcCall(Stream):
                 is_compressed, data = given
                 given = rpc.parse(await self._unpack(data) if is_compressed else data)
             answer = await rpc.behavior(given, self)
+            del given  # It may be long, and so may the wait for who does not read.
             if not rpc.streams_responses:
                 data = rpc.serialize(answer)
                 if self._send_at_once(data):
