@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 import uvicorn
@@ -203,7 +203,7 @@ class _App:
 
     async def startup(self) -> None:
         settings = self._settings
-        http, connection = build_http(
+        http = build_http(
             self._server,
             max_body_bytes=settings.max_input_bytes,
             restrictions=restricted.parse("--http-restricted-api", settings.http_restricted),
@@ -219,14 +219,14 @@ class _App:
         grpc_port = self._grpc.bind(settings.host, settings.grpc_port)
         # What stands now stays: no collection need go through it again, while requests wait for it.
         # Not so the models, which may leave.
-        gc.collect()
         gc.freeze()
         gc.set_threshold(*GENERATIONS)
+        gc.enable()
         failures = await self._server.control.start(settings.load_models)
         if failures and settings.exit_on_error:
             await self._server.close()
             raise OperatorError("\n".join(str(failure) for failure in failures))
-        await self._start_http(http, connection, sockets[0], https)
+        await self._start_http(http.app, http.connection, sockets[0], https)
         if settings.allow_metrics:
             metrics = build_metrics(self._server.metrics.registry)
             self._server.metrics.loop_lag.start()
@@ -240,6 +240,7 @@ class _App:
             grpc_port=grpc_port,
             metrics_port=metrics_port[0] if metrics_port else None,
         )
+        http.complete()
 
     async def shutdown(self) -> bool:
         """Not ready, finish what is in flight, stop listening and finish the rest, unload.
@@ -277,7 +278,7 @@ class _App:
         config = uvicorn.Config(
             app,
             http=connection,
-            ws="websockets-sansio" if find_spec("websockets") else "none",
+            ws=cast(type[asyncio.Protocol], _websocket) if find_spec("websockets") else "none",
             ws_max_size=MAX_WEBSOCKET_MESSAGE_BYTES,
             ws_per_message_deflate=False,
             # The answer to a ping comes after what the caller has sent before, and whoever is held
@@ -299,6 +300,13 @@ class _App:
         self._http.append((http, task))
         while not http.started and not task.done():  # noqa: ASYNC110 - uvicorn offers no event
             await asyncio.sleep(0.001)
+
+
+def _websocket(*given: Any, **named: Any) -> asyncio.Protocol:
+    """uvicorn's, imported for the first who opens one."""
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+    return WebSocketsSansIOProtocol(*given, **named)
 
 
 class _Uvicorn(uvicorn.Server):

@@ -86,6 +86,8 @@ class _Entry:
     """Under way, or waiting for the lock."""
     serving: dict[str, Loaded] = field(default_factory=dict)
     """By version, lowest first. Replaced as a whole, never changed."""
+    found: dict[str, Loaded] = field(default_factory=dict)
+    """The same by what callers ask for, who mean the highest where they name none."""
     failures: Mapping[str, OperatorError] = field(default_factory=dict)
     """Why a version is not served, or is not what its directory holds now; "" is the model."""
     was_down: bool = False
@@ -129,12 +131,12 @@ class Catalog:
 
     def find(self, name: str, version: str = "") -> Loaded:
         """The version that answers a caller, the highest if none is named. Raises `NotFound`."""
-        serving = self.versions(name)
-        if not version:
-            return next(reversed(serving.values()))
-        if version not in serving:
+        entry = self._entries.get(name)
+        found = entry and entry.found.get(version)
+        if not found:
+            self.versions(name)
             raise NotFound(f"Request for unknown model: {name!r} version {version} is not found")
-        return serving[version]
+        return found
 
     def find_for(self, name: str, version: str, step: SequenceStep | None) -> Loaded:
         """As `find`; but a sequence goes on where it began, though it has been replaced."""
@@ -371,6 +373,9 @@ class Catalog:
     ) -> None:
         before = entry.serving
         entry.serving = dict(sorted(serving.items(), key=lambda item: int(item[0])))
+        entry.found = dict(entry.serving)
+        if entry.serving:
+            entry.found[""] = next(reversed(entry.serving.values()))
         entry.failures = failures
         entry.unloaded = (entry.unloaded | before.keys()) - serving.keys()
         for version, loaded in before.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -253,9 +255,21 @@ def serve(**options: object) -> None:
     slipway serve --model-repository model_repo
     curl --data-binary @digit.png localhost:8000/models/digits
     """
-    from serving.app import run
+    # There is next to no garbage among what is imported now; `app.py` collects it when it serves.
+    gc.disable()
+    try:
+        # structlog takes rich for its tracebacks where that is installed, and ours are plain.
+        is_there = "rich" in sys.modules
+        sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+        import structlog  # noqa: F401
 
-    run(Settings(**options))  # type: ignore[arg-type]
+        if not is_there:
+            del sys.modules["rich"]
+        from serving.app import run
+
+        run(Settings(**options))  # type: ignore[arg-type]
+    finally:
+        gc.enable()
 
 
 @main.command()

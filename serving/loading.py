@@ -22,6 +22,7 @@ from serving.scheduling.ensemble import EnsembleScheduler, check_members
 from serving.scheduling.meter import Meter
 from serving.scheduling.padding import PaddingRule
 from serving.scheduling.policy import BatchPolicy
+from serving.scheduling.returns import Returns
 from serving.scheduling.sequence import SequenceScheduler
 from serving.scheduling.stepper import Stepper
 from serving.scheduling.stepping import StepScheduler
@@ -164,9 +165,10 @@ def _scheduler(
             on_run=on_run,
             layout=BatchLayout(config),
         )
+    returns = Returns(instances=instances)
     return DynamicScheduler(
         engine,
-        BatchPolicy(config.max_batch_size or 1, config.batching, padding),
+        BatchPolicy(config.max_batch_size or 1, config.batching, padding, returns),
         BatchLayout(config),
         instances=instances,
         on_run=on_run,

@@ -6,17 +6,19 @@ import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from serving.cache import ResponseCache
 from serving.config import ModelConfig
 from serving.errors import InvalidRequest
+from serving.scheduling.driver import Driver
 from serving.scheduling.sequence import SequenceScheduler
 from serving.scheduling.stepping import StepScheduler
 from serving.scheduling.streaming import StreamScheduler
 from serving.tasks import Task
 from serving.types import DATATYPES, InferRequest, InferResponse, Tensors
 
+T = TypeVar("T")
 _generations = itertools.count()
 _BATCH_NOTE = ". NOTE: the model batches (max_batch_size), so the first dimension counts the rows"
 
@@ -72,8 +74,20 @@ class Model:
         self._required = {spec.name for spec in config.inputs if not spec.optional}
         self._output_names = [spec.name for spec in config.outputs]
         self._cache = cache if config.cache_responses else None
+        self.queue: Driver[Any] | None = None
+        """Where a request can be put that is not waited for, if it is so simple with this model."""
+        if isinstance(scheduler, Driver) and self._cache is None:
+            self.queue = scheduler
+        self._memories: dict[type, Any] = {}
         # Tells this model's cached answers from those of the same version loaded before.
         self._generation = next(_generations)
+
+    def memory(self, kind: type[T]) -> T:
+        """What a front remembers of this model's calls, for as long as it is there."""
+        found: T | None = self._memories.get(kind)
+        if found is None:
+            found = self._memories[kind] = kind()
+        return found
 
     def renew(self) -> None:
         """What was cached before holds no more: a model that this one uses has changed."""
@@ -128,6 +142,8 @@ class Model:
 
         Raises `InvalidRequest`, naming the tensor, for whatever does not fit the model.
         """
+        if request.rows:
+            return request.rows
         name = self.config.name
         given = request.inputs.keys()
         if given != self._inputs.keys() and not self._required <= given <= self._inputs.keys():
@@ -175,7 +191,7 @@ class Model:
         """
         assert not isinstance(self._scheduler, StreamScheduler)
         if self._cache is None or request.sequence is not None:
-            return self._response(request, await self._scheduler.infer(request, rows))
+            return self.response(request, await self._scheduler.infer(request, rows))
         stamps = request.stamps
         key = self._cache.key(request, self._generation)
         found = self._cache.get(key)
@@ -183,8 +199,8 @@ class Model:
         if found is not None:
             stamps.cached = True
             stamps.answered = stamps.looked_up
-            return self._response(request, found)
-        response = self._response(request, await self._scheduler.infer(request, rows))
+            return self.response(request, found)
+        response = self.response(request, await self._scheduler.infer(request, rows))
         self._cache.put(key, response.outputs)
         return response
 
@@ -193,7 +209,7 @@ class Model:
         if isinstance(self._scheduler, StreamScheduler | StepScheduler):
             async with aclosing(self._scheduler.stream(request, rows)) as parts:
                 async for outputs in parts:
-                    yield self._response(request, outputs)
+                    yield self.response(request, outputs)
         else:
             yield await self.infer(request, rows)
 
@@ -206,14 +222,13 @@ class Model:
         await self._scheduler.stop()
         await self._release()
 
-    def _response(self, request: InferRequest, outputs: Tensors) -> InferResponse:
+    def response(self, request: InferRequest, outputs: Tensors) -> InferResponse:
+        """Of what a scheduler returned, the outputs that were asked for."""
         wanted: Sequence[str] = request.outputs or self._output_names
-        return InferResponse(
-            model_name=self.config.name,
-            model_version=self.version,
-            outputs={name: outputs[name] for name in wanted},
-            id=request.id,
-        )
+        kept: Tensors = {}
+        for name in wanted:
+            kept[name] = outputs[name]
+        return InferResponse(self.config.name, self.version, kept, request.id)
 
     def _refuse_names(self, request: InferRequest) -> None:
         name = self.config.name

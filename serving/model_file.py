@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, TypeVar
 
 from serving.errors import ModelLoadError, shown
 
-S = TypeVar("S", bound=BaseModel)
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+S = TypeVar("S", bound="BaseModel")
 
 
 def read_model_file(schema: type[S], path: Path) -> S:
     """Raises `ModelLoadError`, naming the file and the field."""
+    from pydantic import ValidationError
+
     try:
         return schema.model_validate_json(path.read_bytes())
     except OSError as error:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, suppress
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -31,7 +31,7 @@ from serving.observability.request_log import log_request
 from serving.observability.totals import ModelMetrics, Outcome
 from serving.observability.tracing import Tracer
 from serving.shared_memory import SharedMemory
-from serving.types import InferRequest, InferResponse, Stamps
+from serving.types import InferRequest, InferResponse, Stamps, Tensors
 
 if TYPE_CHECKING:
     # Needs an extra.
@@ -81,6 +81,14 @@ _REASONS = {
 _Ended = tuple[InferRequest, str, Outcome, str, ModelMetrics | None]
 """A request that has its outcome: the version that it was for, why it was refused, and, if a model
 had it, that one's totals."""
+
+
+class Asker(Protocol):
+    """Who has asked for an inference, and is told what it came to. May not raise."""
+
+    def answered(self, response: InferResponse) -> None: ...
+
+    def failed(self, error: Exception) -> None: ...
 
 
 class Server:
@@ -173,6 +181,15 @@ class Server:
                     " responses, and only ModelStreamInfer or generate_stream can carry them"
                 )
             return await model.infer(request, model.rows(request))
+
+    def ask(self, request: InferRequest, asker: Asker) -> Asked:
+        """As `infer` of a model that has a `queue`, for who is told and need not be woken.
+
+        Raises what keeps the request from being queued.
+        """
+        asked = Asked(self, request, asker)
+        asked.begin()
+        return asked
 
     async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse]:
         """Answer one request with all its responses: one, unless the model is decoupled.
@@ -330,6 +347,10 @@ class _Accepted:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.end(error)
+
+    def end(self, error: BaseException | None) -> None:
+        """The request has its outcome."""
         server, request, loaded = self._server, self._request, self._loaded
         outcome, reason = Outcome.ANSWERED, ""
         if error is not None:
@@ -342,6 +363,55 @@ class _Accepted:
             server._ended((request, loaded.model.version, outcome, reason, loaded.metrics))
         finally:
             loaded.let_go()
+
+
+class Asked(_Accepted):
+    """A request that is in a model's queue, or runs; what the queue tells is passed on."""
+
+    __slots__ = ("_asker", "_entry", "_is_over", "_queue")
+
+    def __init__(self, server: Server, request: InferRequest, asker: Asker):
+        self._server = server
+        self._request = request
+        self._asker = asker
+        self._is_over = False
+
+    def begin(self) -> None:
+        """Raises what keeps the request from being queued."""
+        model = self.__enter__().model
+        try:
+            assert model.queue is not None
+            self._queue = model.queue
+            self._entry = self._queue.submit(self._request, model.rows(self._request), self)
+        except Exception as error:
+            self.end(error)
+            raise
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._queue.withdraw(self._entry)
+        self.end(asyncio.CancelledError())
+
+    def done(self) -> bool:
+        return self._is_over
+
+    def set_result(self, outputs: Tensors) -> None:
+        try:
+            response = self._loaded.model.response(self._request, outputs)
+        except Exception as error:
+            self.set_exception(error)
+            return
+        self._is_over = True
+        self.end(None)
+        self._asker.answered(response)
+
+    def set_exception(self, error: Exception) -> None:
+        self._is_over = True
+        self.end(error)
+        self._asker.failed(error)
 
 
 def _outcome(error: BaseException, request: InferRequest) -> Outcome:

@@ -153,6 +153,8 @@ class InferRequest:
     stamps: Stamps = field(default_factory=Stamps)
     call: Call | None = None
     """What it is asked for; None if the server itself asks."""
+    rows: int = 0
+    """That its model has found in such a request before; 0 for one that it has to look at."""
     trace: Trace | None = None
     """What is noted of it; None if it is not traced."""
 

@@ -182,12 +182,20 @@ def _await_ports(server: RunningServer, lines: queue.Queue[str | None]) -> None:
     raise RuntimeError(f"the server did not start: {server.log}")
 
 
+WAYS = {"direct": "", "app": "100-continue"}
+"""By which a prediction is answered: by the connection itself, and by the application behind it.
+And what a caller has to expect for that."""
+
+EXTRA_HEADERS: dict[str, str] = {}
+"""That every `call` has; see the fixture `both_ways`."""
+
+
 def call(
     port: int, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> tuple[int, bytes]:
     """Status and body of one HTTP call on a connection of its own."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-        connection.request(method, path, body, headers or {})
+        connection.request(method, path, body, {**EXTRA_HEADERS, **(headers or {})})
         response = connection.getresponse()
         return response.status, response.read()
 

@@ -55,10 +55,11 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 def write_digits(repository: Path, delay_us: int) -> None:
-    """The shipped model with another `max_queue_delay_microseconds`."""
+    """The shipped model, which waits so long for a batch of 64."""
     shutil.copytree(SHIPPED / "digits", repository / "digits")
     config = (SHIPPED / "digits/config.pbtxt").read_text()
-    changed = config.replace("microseconds: 2000", f"microseconds: {delay_us}")
+    wait = f"preferred_batch_size: 64 max_queue_delay_microseconds: {delay_us}"
+    changed = config.replace("max_queue_delay_microseconds: 2000", wait)
     assert changed != config
     write_config(repository, "digits", changed)
 

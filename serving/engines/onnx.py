@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import queue
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from time import thread_time
@@ -18,6 +16,7 @@ import onnxruntime as ort
 from serving.config import ModelConfig
 from serving.engines.onnx_session import Session, SessionSettings, open_sessions
 from serving.engines.pace import Pace, is_fixed, may_repeat
+from serving.engines.workers import Workers
 from serving.errors import InvalidRequest, ModelLoadError
 from serving.types import DYNAMIC, NUMPY_TYPES, Array, Tensors, TensorSpec
 
@@ -73,15 +72,15 @@ class OnnxEngine:
         self._free: queue.SimpleQueue[Session] = queue.SimpleQueue()
         for session in sessions:
             self._free.put(session)
-        self._threads = ThreadPoolExecutor(len(sessions), thread_name_prefix="onnx")
+        self._workers = Workers(len(sessions), "onnx")
 
     async def infer(self, inputs: Tensors) -> Tensors:
         if self._pace.is_quick(inputs) and not self._free.empty():
             return self._run(inputs)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, inputs)
+        return await self._workers.run(self._run, inputs)
 
     async def close(self) -> None:
-        self._threads.shutdown()
+        self._workers.close()
         # Whoever still holds the engine shall not hold the weights.
         while not self._free.empty():
             self._free.get()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -46,7 +46,7 @@ TRITON_STATUS: Mapping[str, int] = {
 """Triton's statuses where ours are better, for callers who test for them."""
 
 JSON = b"application/json"
-Headers = list[tuple[bytes, bytes]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 SILENCE_S = 30
 """How long a caller may send nothing of a body that it has not finished."""
@@ -134,14 +134,13 @@ async def _read(receive: Receive, limit_bytes: int) -> bytes:
                 chunks.append(message.get("body", b""))
                 size += len(chunks[-1])
             body = b"".join(chunks)
-    check_length(body, limit_bytes)
+    if len(body) > limit_bytes:
+        raise too_large(limit_bytes)
     return body
 
 
-def check_length(body: bytes, limit_bytes: int) -> None:
-    """Raises `TooLarge`."""
-    if len(body) > limit_bytes:
-        raise TooLarge(f"the request body is over the limit of {limit_bytes} bytes")
+def too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge(f"the request body is over the limit of {limit_bytes} bytes")
 
 
 async def respond(
@@ -149,8 +148,9 @@ async def respond(
 ) -> None:
     """Send a complete response."""
     body = b"".join(parts)
-    headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    length = (b"content-length", str(len(body)).encode())
+    start = {"type": "http.response.start", "status": status, "headers": [*headers, length]}
+    await send(start)
     await send({"type": "http.response.body", "body": body})
 
 

@@ -8,16 +8,17 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
-
-from pydantic import BaseModel
 
 from serving.calls import Call
 from serving.errors import SlipwayError
 from serving.server import Server
 from serving.tasks import LongTask, Question, Task
 from serving.types import InferRequest, InferResponse, SequenceStep, Tensors
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 AT_ONCE = 8
 """Requests of one question that are under way together: enough to fill a batch, and few enough for

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from serving.errors import InvalidRequest, shown
 
-S = TypeVar("S", bound=BaseModel)
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+S = TypeVar("S", bound="BaseModel")
 
 
 def about(field: str, message: str) -> InvalidRequest:
@@ -20,6 +21,8 @@ def about(field: str, message: str) -> InvalidRequest:
 
 def checked(schema: type[S], fields: Any, *where: str) -> S:
     """The fields, which are found at `where`. Raises `InvalidRequest` about the first mistake."""
+    from pydantic import ValidationError
+
     try:
         return schema.model_validate(fields)
     except ValidationError as error:

@@ -8,12 +8,15 @@ which answers the same.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from time import monotonic
 from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from serving.calls import new_id
 from serving.fronts.asgi import (
     JSON,
     SILENCE_S,
@@ -21,10 +24,10 @@ from serving.fronts.asgi import (
     Headers,
     HttpCall,
     error_body,
-    identity,
 )
 from serving.fronts.http_connection import Connection
-from serving.fronts.route import Body, PredictRoute
+from serving.fronts.known_heads import Head, KnownHeads
+from serving.fronts.route import Answer, Body, PredictRoute, Work
 from serving.fronts.v2_tensors import Buffer
 
 _MOST_PIECES = 64
@@ -38,8 +41,12 @@ class DirectConnection(Connection):
     """Answers what its `predictions` take."""
 
     predictions: ClassVar[Sequence[PredictRoute]]
+    heads: ClassVar[KnownHeads]
+    """Of all connections."""
     _exchange: _Exchange | None = None
     """The latest."""
+    _unknown = b""
+    """What the parser is given next, if it begins with a head."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._exchange is not None:
@@ -47,6 +54,11 @@ class DirectConnection(Connection):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_between and self._is_free():
+            if (known := self.heads.find(data)) is not None:
+                self._take_known(*known)
+                return
+            self._unknown = data
         exchange = self._current()
         if exchange is not None and (missing := exchange.missing):
             # The parser would copy the body once more.
@@ -55,24 +67,25 @@ class DirectConnection(Connection):
             exchange.take(data[:missing])
             if len(data) >= missing:
                 self._parse_anew()
-                exchange.begin()
+                exchange.complete()
             data = data[missing:]
         if data:
             super().data_received(data)
             exchange = self._current()
-        if exchange is not None and exchange.collects:
-            exchange.wait()
-            self._patience = self.loop.call_later(exchange.patience_s(), exchange.give_up)
+        if exchange is not None:
+            self._wait_for_body(exchange)
 
     def on_headers_complete(self) -> None:
-        target = self._target()
-        if target is None:
+        request, self._unknown = self._unknown, b""
+        head = self._head()
+        if head is None:
             super().on_headers_complete()
             return
         self._head_is_complete()
-        self._exchange = _Exchange(self, *target, HttpCall.of(self.headers))
-        # uvicorn takes it for one of its own, which it lets finish before it begins the next.
-        self.cycle = self._exchange  # type: ignore[assignment]
+        self.heads.learn(request, head)
+        call = HttpCall.of(self.headers)
+        call.front, call.operation = head.route.front, head.route.operation
+        self._open(head, call).missing = head.body_bytes or 0
 
     def on_body(self, body: bytes) -> None:
         exchange = self._current()
@@ -87,24 +100,47 @@ class DirectConnection(Connection):
         if exchange is None:
             super().on_message_complete()
         else:
-            self._bytes_to_no_end = 0
-            exchange.begin()
+            self._message_is_complete()
+            exchange.complete()
+
+    def _take_known(self, head: Head, length: int, body: bytes) -> None:
+        self._idle_since = math.inf
+        if self._patience is not None:
+            self._stop_waiting()
+        route = head.route
+        call = HttpCall(route.front, route.operation, new_id(), headers=head.headers)
+        exchange = self._open(head, call)
+        if len(body) == length:
+            exchange.begin(body)
+            return
+        self._is_between = False
+        exchange.missing = length
+        exchange.take(body)
+        self._wait_for_body(exchange)
+
+    def _wait_for_body(self, exchange: _Exchange) -> None:
+        if exchange.collects:
+            exchange.wait()
+            self._patience = self.loop.call_later(exchange.patience_s(), exchange.give_up)
 
     def _current(self) -> _Exchange | None:
         """That of the request which is being read."""
         cycle: object = self.cycle
         return cycle if isinstance(cycle, _Exchange) else None
 
-    def _target(self) -> tuple[PredictRoute, str, str] | None:
-        """The route, model and version of a call that can be answered here."""
+    def _is_free(self) -> bool:
+        """Whether all that was asked has its answer, and the caller takes more."""
+        return not self.flow.write_paused and (self.cycle is None or self.cycle.response_complete)
+
+    def _head(self) -> Head | None:
+        """What a head says, if its call can be answered here."""
         parser = self.parser
         if (
             parser.get_method() != b"POST"
             or parser.get_http_version() != "1.1"
             or parser.should_upgrade()
             or self.expect_100_continue
-            or self.flow.write_paused
-            or not (self.cycle is None or self.cycle.response_complete)
+            or not self._is_free()
         ):
             return None
         path = self.url.decode("latin-1")
@@ -112,152 +148,163 @@ class DirectConnection(Connection):
             return None
         for route in self.predictions:
             if (target := route.match(path)) is not None and not route.is_restricted:
-                return route, *target
+                return Head(route, *target, dict(self.headers), parser.should_keep_alive())
         return None
+
+    def _open(self, head: Head, call: HttpCall) -> _Exchange:
+        self._exchange = exchange = _Exchange(self, head, call)
+        # uvicorn takes it for one of its own, which it lets finish before it begins the next.
+        self.cycle = exchange  # type: ignore[assignment]
+        return exchange
 
 
 class _Exchange:
-    """One call and its answer. What uvicorn asks of its own is named as there."""
+    """One call and its answer. What uvicorn asks of its own requests, and of the tasks that it
+    waits for when it stops, is named as there."""
 
     message_event = asyncio.Event()
     """Nobody waits for it."""
+    missing = 0
+    """Bytes of the body that are to come; 0 if nobody has told how many."""
+    collects = True
+    """Whether more of the body is to come, and is wanted."""
+    disconnected = False
+    response_complete = False
+    _pieces: _Pieces | None = None
+    _since = 0.0
+    _work: Work | None = None
+    """What the answer comes from."""
+    _stopped = (503, "the server stopped before it had an answer")
+    """What a caller is told that gets no answer."""
 
-    def __init__(
-        self,
-        connection: DirectConnection,
-        route: PredictRoute,
-        name: str,
-        version: str,
-        call: HttpCall,
-    ):
+    def __init__(self, connection: DirectConnection, head: Head, call: HttpCall):
         self._connection = connection
-        self._route = route
-        self._name = name
-        self._version = version
+        self._head = head
         self._call = call
-        self._pieces: list[bytes] = []
-        self._joined = bytearray()
-        """Pieces that were too many to be kept as they came."""
-        self._size = 0
-        self._since = 0.0
-        self._task: asyncio.Task[None] | None = None
-        self._whole: asyncio.Future[None] | None = None
-        """For a task that began before the body was there."""
-        self._stopped = (503, "the server stopped before it had an answer")
-        """What a caller is told whose task is cancelled."""
-        self.missing = 0
-        """Bytes of the body that are to come; 0 if nobody has told how many."""
-        if b"transfer-encoding" not in call.headers:
-            self.missing = int(call.headers.get(b"content-length", b"0"))
-        self.keep_alive: bool = connection.parser.should_keep_alive()
-        self.collects = True
-        """Whether more of the body is to come, and is wanted."""
-        self.disconnected = False
-        self.response_complete = False
+        self.keep_alive = head.keep_alive
 
     def take(self, piece: bytes) -> None:
         """A piece of the body."""
         self.missing = max(0, self.missing - len(piece))
         if not self.collects:
             return
-        self._pieces.append(piece)
-        self._size += len(piece)
-        if len(self._pieces) == _MOST_PIECES:
-            self._joined += b"".join(self._pieces)
-            self._pieces.clear()
-        if self._size > self._route.max_body_bytes:
-            self.begin()
+        if self._pieces is None:
+            self._pieces = _Pieces()
+        self._pieces.add(piece)
+        if self._pieces.size > self._head.route.max_body_bytes:
+            self.complete()
 
     def wait(self) -> None:
-        """The body comes in parts. There is a task meanwhile, which uvicorn can cancel."""
-        if self._task is None:
-            self._whole = self._connection.loop.create_future()
-            self._start()
+        """The body comes in parts."""
+        self._connection.tasks.add(self)  # type: ignore[arg-type]
 
     def patience_s(self) -> float:
         """How long the caller may take for the next piece of the body."""
         now = self._connection.loop.time()
         self._since = self._since or now
-        slowest = self._since + self._size / SLOWEST_BYTES_PER_S
-        return min(now, slowest) + SILENCE_S - now
+        size = 0 if self._pieces is None else self._pieces.size
+        return min(now, self._since + size / SLOWEST_BYTES_PER_S) + SILENCE_S - now
 
-    def begin(self) -> None:
+    def complete(self) -> None:
+        """The body is there, if that has not been seen before."""
+        if self.collects:
+            pieces, self._pieces = self._pieces, None
+            self.begin(b"" if pieces is None else pieces.joined())
+
+    def begin(self, body: bytes) -> None:
         """Answer: the body is there, or more of it than there may be."""
-        if not self.collects:
-            return
         self.collects = False
-        if self._whole is None:
-            self._start()
-        elif not self._whole.done():
-            self._whole.set_result(None)
+        connection, head, call = self._connection, self._head, self._call
+        call.received = monotonic()
+        connection.tasks.add(self)  # type: ignore[arg-type]
+        self._work = head.route.begin(call, head.name, head.version, body, self._reply)
+        if self._work is None and not self.response_complete:
+            self._work = connection.loop.create_task(self._answer(Body(body)))
 
     def give_up(self) -> None:
         """The body has not come in time."""
         self._stopped = (408, "the request body did not come in time")
         self.keep_alive = False
-        self._cancel()
+        self._stop()
 
     def abandon(self) -> None:
         """The caller is gone."""
-        self.disconnected = True
-        self._cancel()
+        if not self.response_complete:
+            self.disconnected = True
+            self._stop()
 
-    def _start(self) -> None:
-        connection = self._connection
-        self._task = connection.loop.create_task(self._answer())
-        # For uvicorn waits for these when it shuts down, and cancels them when it is time.
-        connection.tasks.add(self._task)
-        self._task.add_done_callback(connection.tasks.discard)
+    def cancel(self, msg: str) -> None:
+        """The server has waited long enough."""
+        # Soon: those who wait are gone through.
+        self._connection.loop.call_soon(self._stop)
 
-    def _cancel(self) -> None:
+    def _stop(self) -> None:
         self.collects = False
-        if self._task is not None:
-            self._task.cancel()
+        if self._work is not None:
+            self._work.cancel()
+        if not isinstance(self._work, asyncio.Task):
+            self._end_without_answer()
 
-    async def _answer(self) -> None:
-        route, call = self._route, self._call
-        call.front, call.operation = route.front, route.operation
+    async def _answer(self, body: Body) -> None:
+        head = self._head
         try:
-            if self._whole is not None:
-                await self._whole
-            call.received = monotonic()
-            answer = await route.answer(call, self._name, self._version, self._body())
+            answer = await head.route.answer(self._call, head.name, head.version, body)
         except asyncio.CancelledError:
-            if self.disconnected:
-                return
-            self.collects = False
-            status, message = self._stopped
-            self._send(status, [error_body(message)], [(b"content-type", JSON)])
+            self._end_without_answer()
         else:
-            self._send(*answer)
-        finally:
-            route.server.sent(call)
+            self._reply(answer)
 
-    def _body(self) -> Body:
-        pieces, self._pieces = self._pieces, []
-        if self._joined:
-            pieces.insert(0, bytes(self._joined))
-            self._joined.clear()
-        return Body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+    def _end_without_answer(self) -> None:
+        status, message = self._stopped
+        self._reply((status, [error_body(message)], [(b"content-type", JSON)]))
+
+    def _reply(self, answer: Answer) -> None:
+        if self.response_complete:
+            return
+        self.response_complete = True
+        connection = self._connection
+        if not self.disconnected and not connection.transport.is_closing():
+            self._send(*answer)
+        connection.tasks.discard(self)
+        self._head.route.server.sent(self._call)
 
     def _send(self, status: int, parts: Sequence[Buffer], headers: Headers) -> None:
-        connection = self._connection
-        if self.disconnected or connection.transport.is_closing():
-            return
+        connection, call = self._connection, self._call
         size = sum(map(len, parts))
-        head = [STATUS_LINE[status]]
-        for name, value in (
-            *connection.server_state.default_headers,
-            *headers,
-            identity(self._call),
-        ):
-            head += (name, b": ", value, b"\r\n")
+        first = _first_lines(status, *connection.server_state.default_headers, *headers)
+        last = b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (call.id.encode(), size)
         if not self.keep_alive:
-            head.append(b"connection: close\r\n")
-        head.append(b"content-length: %d\r\n\r\n" % size)
-        connection.transport.write(b"".join([*head, *parts]))
-        self._call.status, self._call.sent = status, monotonic()
-        self.response_complete = True
+            last = b"connection: close\r\n" + last
+        connection.transport.write(b"".join((first, last, *parts)))
+        call.status, call.sent = status, monotonic()
         if not self.keep_alive:
             connection.transport.close()
         connection.on_response_complete()
+
+
+class _Pieces:
+    """A body that comes in parts."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._pieces: list[bytes] = []
+        self._joined = bytearray()
+        """Those that were too many to be kept as they came."""
+
+    def add(self, piece: bytes) -> None:
+        self.size += len(piece)
+        self._pieces.append(piece)
+        if len(self._pieces) == _MOST_PIECES:
+            self._joined += b"".join(self._pieces)
+            self._pieces.clear()
+
+    def joined(self) -> bytes:
+        if not self._joined:
+            return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        return b"".join((self._joined, *self._pieces))
+
+
+@lru_cache(maxsize=256)
+def _first_lines(status: int, *headers: tuple[bytes, bytes]) -> bytes:
+    """Of an answer, which has few of them in any one second."""
+    return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in headers)

@@ -1,42 +1,33 @@
-"""The HTTP front whole: the infer route ahead, FastAPI for everything else."""
+"""The HTTP front whole: predictions and health ahead, FastAPI for everything else."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
-from fastapi import FastAPI, Request, Response
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving import __version__
-from serving.errors import SlipwayError
-from serving.fronts import (
-    metrics,
-    openai,
-    openai_audio,
-    openai_images,
-    openai_realtime,
-    task_api,
-    v2_control,
-    v2_generate,
-    v2_http,
-)
-from serving.fronts.asgi import (
-    HTTP_STATUS,
-    TRITON_STATUS,
-    HttpCalls,
-    describe,
-    error_body,
-)
+from serving.fronts import task_api, v2_http
+from serving.fronts.asgi import HTTP_STATUS, TRITON_STATUS, HttpCalls, respond
 from serving.fronts.asking import Asking
 from serving.fronts.direct import DirectConnection
 from serving.fronts.http_connection import Connection
+from serving.fronts.known_heads import KnownHeads
 from serving.fronts.restricted import Restrictions
 from serving.fronts.route import PredictRoute
 from serving.server import Server
+
+
+class HttpFront(NamedTuple):
+    """Everything on the HTTP port, and the connections by which it is reached."""
+
+    app: ASGIApp
+    connection: type[Connection]
+    complete: Callable[[], None]
+    """Begins to build, in a thread, what a server can do without at first; else its first caller
+    does."""
 
 
 def build_http(
@@ -46,34 +37,13 @@ def build_http(
     restrictions: Restrictions,
     strict: bool,
     guard_management: bool,
-) -> tuple[ASGIApp, type[Connection]]:
-    """Everything on the HTTP port, and the connections by which it is reached.
-
-    `strict` answers with Triton's statuses also where ours are better. `guard_management` refuses
-    calls that change the server for others, unless they need a key.
+) -> HttpFront:
+    """`strict` answers with Triton's statuses also where ours are better. `guard_management`
+    refuses calls that change the server for others, unless they need a key.
     """
     statuses = TRITON_STATUS if strict else HTTP_STATUS
     restrictions = replace(restrictions, guard_management=guard_management)
-    app = FastAPI(
-        title="Slipway",
-        version=__version__,
-        description="Predictions from the models of a repository.",
-        redirect_slashes=False,
-    )
-    app.include_router(v2_control.router(server, restrictions, max_body_bytes))
-    app.include_router(
-        v2_generate.router(server, restrictions, max_body_bytes, statuses, strict=strict)
-    )
     asking = Asking(server)
-    app.include_router(openai.router(server, restrictions))
-    app.include_router(openai_audio.router(server, asking, restrictions, max_body_bytes, statuses))
-    app.include_router(openai_images.router(server, asking, restrictions, max_body_bytes, statuses))
-    app.include_router(openai_realtime.router(server, restrictions, statuses))
-    if server.metrics.enabled:
-        app.include_router(metrics.router(server.metrics.registry))
-    for kind in (HTTPException, SlipwayError, Exception):
-        app.add_exception_handler(kind, _describer(statuses))
-    _complete_documentation(app)
     routes = (
         v2_http.InferRoute(server, max_body_bytes, restrictions, statuses),
         task_api.TaskRoute(server, asking, max_body_bytes, restrictions, statuses),
@@ -81,16 +51,35 @@ def build_http(
 
     class Direct(DirectConnection):
         predictions = routes
+        heads = KnownHeads()
 
-    return HttpCalls(_PredictFirst(routes, app), server), Direct
+    def build() -> ASGIApp:
+        from serving.fronts.router import build_router
+
+        return build_router(server, asking, restrictions, max_body_bytes, statuses, strict=strict)
+
+    router = _BuiltLater(build)
+    app = _First(routes, server, restrictions, router)
+    return HttpFront(HttpCalls(app, server), Direct, router.begin)
 
 
-class _PredictFirst:
-    """The calls that a server lives for, ahead of the router; it does all others."""
+class _First:
+    """The calls that a server lives for, and those by which one sees that it does, ahead of the
+    router, which does all others."""
 
-    def __init__(self, routes: Sequence[PredictRoute], app: ASGIApp):
+    def __init__(
+        self,
+        routes: Sequence[PredictRoute],
+        server: Server,
+        restrictions: Restrictions,
+        router: ASGIApp,
+    ):
         self._routes = routes
-        self._app = app
+        self._router = router
+        self._health: dict[str, Callable[[], bool]] = {}
+        if "health" not in restrictions.keys:
+            self._health["/v2/health/live"] = lambda: True
+            self._health["/v2/health/ready"] = lambda: server.ready
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -98,70 +87,27 @@ class _PredictFirst:
                 if (target := route.match(scope["path"])) is not None:
                     await route(*target, scope, receive, send)
                     return
-        await self._app(scope, receive, send)
+            is_well = self._health.get(scope["path"])
+            if is_well is not None and scope["method"] == "GET":
+                await respond(send, 200 if is_well() else 400, [], [])
+                return
+        await self._router(scope, receive, send)
 
 
-def _describer(
-    statuses: Mapping[str, int],
-) -> Callable[[Request, Exception], Awaitable[Response]]:
-    async def describer(request: Request, error: Exception) -> Response:
-        status, message, headers = describe(error, statuses)
-        extra = {key.decode(): value.decode() for key, value in headers}
-        if request.url.path.startswith(openai.PREFIX):
-            body = openai.openai_error(status, message, error)
-        else:
-            body = error_body(message)
-        return Response(body, status, extra, media_type="application/json")
+class _BuiltLater:
+    """An application that takes long to build. Must be made inside the event loop."""
 
-    return describer
+    def __init__(self, build: Callable[[], ASGIApp]):
+        self._build = build
+        self._app: asyncio.Future[ASGIApp] | None = None
 
+    def begin(self) -> None:
+        if self._app is None:
+            self._app = asyncio.ensure_future(asyncio.to_thread(self._build))
 
-def _complete_documentation(app: FastAPI) -> None:
-    """Tell /docs of what FastAPI cannot see: routes ahead of its own, and what paths hold."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = generate()
-        schema["paths"].setdefault("/v2/models/{name}/infer", {"post": _INFER_OPERATION})
-        schema["paths"].setdefault("/models/{name}", {"post": dict(task_api.OPERATION)})
-        for path, operations in schema["paths"].items():
-            for operation in operations.values():
-                described = operation.setdefault("parameters", [])
-                known = {parameter["name"] for parameter in described}
-                described += [
-                    {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-                    for name in re.findall(r"{(\w+)}", path)
-                    if name not in known
-                ]
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-_INFER_OPERATION: dict[str, Any] = {
-    "tags": ["Open Inference Protocol v2"],
-    "summary": "Infer",
-    "description": "Tensors as JSON arrays, or as raw bytes after the JSON (binary tensor data).",
-    "parameters": [
-        {
-            "name": "Inference-Header-Content-Length",
-            "in": "header",
-            "description": "Length of the JSON, when raw tensors follow it.",
-            "schema": {"type": "integer"},
-        },
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"type": "object", "required": ["inputs"]},
-                "example": {
-                    "inputs": [
-                        {"name": "INPUT", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 1]}
-                    ]
-                },
-            }
-        },
-    },
-    "responses": {"200": {"description": "The outputs"}, "400": {"description": "What is wrong"}},
-}
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.begin()
+        assert self._app is not None
+        # A caller who goes away takes it from nobody else.
+        app = await asyncio.shield(self._app)
+        await app(scope, receive, send)

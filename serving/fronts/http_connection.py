@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from http import HTTPStatus
 
 import httptools
@@ -27,10 +28,14 @@ class Connection(HttpToolsProtocol):
     body of a request that makes one.
     """
 
+    _is_between = True
+    """Nothing of a request is with the parser."""
     _is_in_head = True
     _bytes_to_no_end = 0
     """Since the last end of a head or piece of a body."""
     _patience: asyncio.TimerHandle | None = None
+    _idle_since = math.inf
+    """The last answer; infinity while there is something to do."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -38,6 +43,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -67,6 +74,7 @@ class Connection(HttpToolsProtocol):
             self._wait_for_head()
 
     def on_message_begin(self) -> None:
+        self._is_between = False
         self._is_in_head = True
         super().on_message_begin()
 
@@ -80,12 +88,47 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._bytes_to_no_end = 0
+        self._message_is_complete()
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
     def _head_is_complete(self) -> None:
         self._is_in_head = False
+        self._bytes_to_no_end = 0
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, with one timer for all pauses of a connection."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_after(self.timeout_keep_alive)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self._idle_since == math.inf:
+            return
+        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._look_after(left_s)
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = math.inf
+
+    def _look_after(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
+
+    def _message_is_complete(self) -> None:
+        self._is_between = True
         self._bytes_to_no_end = 0
 
     def _opens_websocket(self) -> bool:
@@ -109,6 +152,7 @@ class Connection(HttpToolsProtocol):
 
     def _parse_anew(self) -> None:
         """Begin with a parser that has seen nothing, as lenient as uvicorn's."""
+        self._is_between = True
         self.parser = httptools.HttpRequestParser(self)
         # A caller that closes may have sent more, and shall have its answer nevertheless.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import ClassVar
+from typing import ClassVar, NoReturn, Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -21,12 +21,12 @@ from serving.fronts.asgi import (
     Headers,
     HttpCall,
     call_of,
-    check_length,
     check_post,
     describe,
     error_body,
     read_body,
     respond,
+    too_large,
 )
 from serving.fronts.restricted import Restrictions
 from serving.fronts.v2_tensors import Buffer
@@ -34,6 +34,14 @@ from serving.server import Server
 
 Answer = tuple[int, list[Buffer], Headers]
 """Status, the parts of the body, headers but for its length."""
+
+
+class Work(Protocol):
+    """What an answer comes from."""
+
+    def cancel(self) -> object:
+        """Nobody waits for it any more."""
+        ...
 
 
 @dataclass(slots=True)
@@ -85,19 +93,51 @@ class PredictRoute(ABC):
             check_post(scope, self._restrictions, "inference")
             body = Body(await self._read(call, name, version, receive))
         except Exception as error:
-            answer = self._refusal(error, call)
+            answer = self.refusal(error, call)
         else:
             call.received = monotonic()
             answer = await self.answer(call, name, version, body)
         await respond(send, *answer)
 
+    def begin(
+        self,
+        call: HttpCall,
+        name: str,
+        version: str,
+        body: bytes,
+        reply: Callable[[Answer], None],
+    ) -> Work | None:
+        """Have a call answered, all of which has come: `reply` is told the answer, be it at once.
+
+        None without an answer: this call must be waited for, with `answer`.
+        """
+        try:
+            if len(body) > self.max_body_bytes:
+                self._refuse_length(call, name, version)
+            return self._begin(call, name, version, body, reply)
+        except Exception as error:
+            reply(self.refusal(error, call))
+            return None
+
     async def answer(self, call: HttpCall, name: str, version: str, body: Body) -> Answer:
         """What a call comes to, all of which has come."""
         try:
-            self._check_length(call, name, version, body)
+            if len(body.content) > self.max_body_bytes:
+                self._refuse_length(call, name, version)
             return 200, *await self._answer(call, name, version, body)
         except Exception as error:
-            return self._refusal(error, call)
+            return self.refusal(error, call)
+
+    def _begin(
+        self,
+        call: HttpCall,
+        name: str,
+        version: str,
+        body: bytes,
+        reply: Callable[[Answer], None],
+    ) -> Work | None:
+        """As `begin`. What keeps it from an answer is raised, counted."""
+        return None
 
     @abstractmethod
     async def _answer(
@@ -105,17 +145,15 @@ class PredictRoute(ABC):
     ) -> tuple[list[Buffer], Headers]:
         """The parts of the body, and headers. What keeps it from an answer is raised, counted."""
 
-    def _refusal(self, error: Exception, call: HttpCall) -> Answer:
+    def refusal(self, error: Exception, call: HttpCall) -> Answer:
+        """What a caller is told whose call failed so."""
         status, message, headers = describe(error, self._statuses)
-        headers.append((b"content-type", JSON))
-        return status, [error_body(message)], headers
+        return status, [error_body(message)], [*headers, (b"content-type", JSON)]
 
-    def _check_length(self, call: HttpCall, name: str, version: str, body: Body) -> None:
-        try:
-            check_length(body.content, self.max_body_bytes)
-        except RequestError as error:
-            self.server.note_invalid(error, call, name, version)
-            raise
+    def _refuse_length(self, call: HttpCall, name: str, version: str) -> NoReturn:
+        error = too_large(self.max_body_bytes)
+        self.server.note_invalid(error, call, name, version)
+        raise error
 
     async def _read(self, call: HttpCall, name: str, version: str, receive: Receive) -> bytes:
         try:

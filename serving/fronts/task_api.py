@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from pydantic import BaseModel
 
 from serving.calls import Front
 from serving.errors import InvalidRequest, RequestError, Unsupported
@@ -23,6 +22,9 @@ from serving.fronts.route import Body, PredictRoute
 from serving.fronts.v2_tensors import Buffer
 from serving.server import Server
 from serving.tasks import File, Question, Task
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 OPERATION: Mapping[str, Any] = {
     "tags": ["Tasks"],

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serving.errors import InvalidRequest, Malformed, shown
 from serving.fronts.classification import classify
 from serving.fronts.v2_tensors import Buffer, check_size, datatype_of, from_bytes, to_bytes
 from serving.shared_memory import RequestMemory, SharedMemory
 from serving.types import Array, InferRequest, InferResponse, Parameter, SequenceStep, TensorSpec
+
+if TYPE_CHECKING:
+    from serving.fronts.v2_forms import Forms
 
 MAX_INTEGER = 2**64 - 1
 MAX_SEQUENCE_ID_BYTES = 128
@@ -47,6 +50,8 @@ class InferCall:
     wishes: dict[str, OutputWish] = field(default_factory=dict)
     binary_by_default: bool = False
     wants_empty_final: bool = False
+    forms: Forms | None = None
+    """How answers to calls that are like this one were written (HTTP)."""
 
     def is_binary(self, output: str) -> bool:
         """Whether an output is to follow as raw bytes (HTTP)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -18,8 +18,7 @@ from serving.fronts.asgi import (
 )
 from serving.fronts.compression import ENCODINGS, choose, compress, decompress
 from serving.fronts.json_body import as_list, as_object, field, optional, parse_object, required
-from serving.fronts.restricted import Restrictions
-from serving.fronts.route import Answer, Body, PredictRoute
+from serving.fronts.route import Answer, Body, PredictRoute, Work
 from serving.fronts.v2_call import (
     InferCall,
     OutputWish,
@@ -41,11 +40,13 @@ from serving.fronts.v2_tensors import (
     to_json,
 )
 from serving.model import Model
-from serving.server import Server
 from serving.shared_memory import SharedMemory
-from serving.types import InferRequest, InferResponse, Tensors
+from serving.types import Array, InferRequest, InferResponse, Tensors
 
 HEADER_LENGTH = b"inference-header-content-length"
+
+_GAP = b"\0"
+"""Where the elements of a tensor come. No JSON has such a byte."""
 
 _SMALL_BYTES = 1 << 16
 """What is packed without a thread of its own."""
@@ -58,21 +59,33 @@ class InferRoute(PredictRoute):
     operation = "/v2/models/{model}/infer"
     target = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]+))?/infer")
 
-    def __init__(
-        self,
-        server: Server,
-        max_body_bytes: int,
-        restrictions: Restrictions,
-        statuses: Mapping[str, int],
-    ):
-        super().__init__(server, max_body_bytes, restrictions, statuses)
-        self._patterns = Patterns()
-
-    def _refusal(self, error: Exception, call: HttpCall) -> Answer:
-        status, parts, headers = super()._refusal(error, call)
+    def refusal(self, error: Exception, call: HttpCall) -> Answer:
+        status, parts, headers = super().refusal(error, call)
         if isinstance(error, Unsupported) and b"content-encoding" in call.headers:
-            headers.append((b"accept-encoding", ", ".join(ENCODINGS).encode()))
+            headers = [*headers, (b"accept-encoding", ", ".join(ENCODINGS).encode())]
         return status, parts, headers
+
+    def _begin(
+        self,
+        caller: HttpCall,
+        name: str,
+        version: str,
+        body: bytes,
+        reply: Callable[[Answer], None],
+    ) -> Work | None:
+        asked = caller.headers
+        if b"content-encoding" in asked or b"accept-encoding" in asked:
+            return None
+        try:
+            model = self.server.model(name, version)
+            if model.queue is None:
+                return None
+            call = self._parsed(model, version, body, asked.get(HEADER_LENGTH))
+        except RequestError as error:
+            self.server.note_invalid(error, caller, name, version)
+            raise
+        call.request.asked_by(caller)
+        return self.server.ask(call.request, _Asking(self, caller, call, model, reply))
 
     async def _answer(
         self, caller: HttpCall, name: str, version: str, whole: Body
@@ -95,23 +108,56 @@ class InferRoute(PredictRoute):
             coding = choose(asked[b"accept-encoding"].decode("latin-1"))
             if coding is not None:
                 parts = [await _packed(coding, parts)]
-                headers.append((b"content-encoding", coding.encode()))
+                headers = [*headers, (b"content-encoding", coding.encode())]
         return parts, headers
 
     def _parsed(
         self, model: Model, version: str, body: bytes, header_length: bytes | None
     ) -> InferCall:
-        """As `parse_infer` does, which is asked where the header is a new one."""
-        header = b""
-        if header_length is not None and len(header_length) < 10 and header_length.isdigit():
-            header = body[: int(header_length)]
-            call = self._patterns.call(model.config.name, version, header, body)
-            if call is not None:
-                return call
-        call = parse_infer(model, version, body, header_length, self.server.shared_memory)
-        if header:
-            self._patterns.learn(header, body, call)
+        """As `parse_infer` does, which is asked where the text is a new one."""
+        header_bytes = None
+        if header_length is not None:
+            if len(header_length) > 9 or not header_length.isdigit():
+                return parse_infer(model, version, body, header_length, self.server.shared_memory)
+            header_bytes = int(header_length)
+        patterns = model.memory(Patterns)
+        call = patterns.call(model, version, body, header_bytes)
+        if call is None:
+            call = parse_infer(model, version, body, header_length, self.server.shared_memory)
+            patterns.learn(model, body, header_bytes, call)
         return call
+
+
+class _Asking:
+    """A call that a model has been asked for."""
+
+    __slots__ = ("_call", "_caller", "_model", "_reply", "_route")
+
+    def __init__(
+        self,
+        route: InferRoute,
+        caller: HttpCall,
+        call: InferCall,
+        model: Model,
+        reply: Callable[[Answer], None],
+    ):
+        self._route = route
+        self._caller = caller
+        self._call = call
+        self._model = model
+        self._reply = reply
+
+    def answered(self, response: InferResponse) -> None:
+        shared_memory = self._route.server.shared_memory
+        try:
+            answer: Answer = 200, *render_infer(self._call, self._model, response, shared_memory)
+        except Exception as error:
+            self.failed(error)
+        else:
+            self._reply(answer)
+
+    def failed(self, error: Exception) -> None:
+        self._reply(self._route.refusal(error, self._caller))
 
 
 def parse_infer(
@@ -150,7 +196,10 @@ def render_infer(
     call: InferCall, model: Model, response: InferResponse, shared_memory: SharedMemory
 ) -> tuple[list[Buffer], Headers]:
     """The parts of the body, and its headers. Writes what is wanted in shared memory there."""
+    if call.forms is not None and (form := call.forms.find(response.outputs)) is not None:
+        return form.parts(response.outputs), form.headers
     outputs: list[dict[str, Any]] = []
+    listed: list[tuple[str, Array]] = []
     raw: list[Buffer] = []
     config = model.config
     for placed in place(
@@ -169,7 +218,8 @@ def render_infer(
             raw.append(to_bytes(placed.tensor))
             output["parameters"] = {"binary_data_size": len(raw[-1])}
         elif placed.tensor is not None:
-            output["data"] = orjson.Fragment(to_json(placed.name, placed.tensor))
+            listed.append((placed.name, placed.tensor))
+            output["data"] = orjson.Fragment(_GAP)
         outputs.append(output)
     document: dict[str, Any] = {"id": response.id} if response.id else {}
     document["model_name"] = response.model_name
@@ -177,13 +227,20 @@ def render_infer(
     if response.parameters:
         document["parameters"] = dict(response.parameters)
     document["outputs"] = outputs
-    header = orjson.dumps(document)
-    if not any(raw):
-        return [header], [(b"content-type", JSON)]
-    return [header, *raw], [
-        (b"content-type", b"application/octet-stream"),
-        (HEADER_LENGTH, str(len(header)).encode()),
-    ]
+    texts = orjson.dumps(document).split(_GAP)
+    header: list[Buffer] = [texts[0]]
+    for (name, tensor), text in zip(listed, texts[1:], strict=True):
+        header += (to_json(name, tensor), text)
+    headers: Headers = [(b"content-type", JSON)]
+    if any(raw):
+        length = sum(map(len, header))
+        headers = [
+            (b"content-type", b"application/octet-stream"),
+            (HEADER_LENGTH, str(length).encode()),
+        ]
+    if call.forms is not None and not response.parameters:
+        call.forms.learn(response.outputs, texts, headers, is_binary=bool(raw))
+    return [*header, *raw], headers
 
 
 def _raw_call(model: Model, version: str, body: bytes) -> InferCall:

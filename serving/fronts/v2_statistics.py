@@ -32,6 +32,7 @@ def _absent(server: Server, name: str, version: str) -> str:
 
 
 def _totals(metrics: ModelMetrics) -> dict[str, Any]:
+    metrics.settle()
     return {
         "last_inference": metrics.last_inference_ms,
         "inference_count": metrics.rows,

@@ -25,6 +25,8 @@ Buffer = bytes | bytearray | memoryview
 
 MAX_RANK = 64  # numpy's own limit
 _FLOATING = "fV"  # kinds of numpy types; BF16 is foreign to numpy, which calls it V
+_SMALL_BYTES = 4096
+"""What is copied sooner than looked at."""
 _LENGTH = struct.Struct("<I")
 
 
@@ -127,8 +129,10 @@ def raw_tensor(spec: TensorSpec, body: Buffer, batches: bool) -> Array:
 
 
 def to_bytes(tensor: Array) -> Buffer:
-    """The raw bytes of a tensor, uncopied where its memory is already in order."""
+    """The raw bytes of a tensor, uncopied if it is large and its memory already in order."""
     if tensor.dtype != object:
+        if tensor.nbytes <= _SMALL_BYTES:
+            return tensor.tobytes()
         return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
     parts = bytearray()
     for element in tensor.flat:
@@ -176,8 +180,9 @@ def to_json(name: str, tensor: Array) -> bytes:
         if flat.dtype.itemsize == 2:
             # Wide enough for FP16 and BF16 whole, and what orjson can write.
             flat = flat.astype(np.float32)
-        if not np.isfinite(flat).all():
-            return json.dumps(flat.tolist()).encode()
+        text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+        # Which writes null for what is no number or infinite.
+        return text if b"n" not in text else json.dumps(flat.tolist()).encode()
     return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

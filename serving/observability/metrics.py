@@ -95,6 +95,8 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         found = tuple(self._models.items())
+        for _, totals in found:
+            totals.settle()
         yield from of_models(found, self._config)
         yield from _requests(found)
         yield from of_steps(found)

@@ -8,6 +8,9 @@ from math import inf
 from time import time
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 FINE_SECONDS = (0.00005, 0.0001, 0.00025, *SECONDS)
 """For what may take microseconds. Its bounds include all of `SECONDS`."""
@@ -40,6 +43,13 @@ class Spread:
     def add(self, value: float) -> None:
         self._counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
+
+    def add_all(self, values: npt.NDArray[np.float64]) -> None:
+        """As `add` of each."""
+        places = np.searchsorted(self._bounds, values)
+        for place, count in enumerate(np.bincount(places, minlength=len(self._counts)).tolist()):
+            self._counts[place] += count
+        self.sum += float(values.sum())
 
     def exemplify(self, value: float, trace_id: str) -> None:
         """Show this trace for the bucket that the value, which has been added, is in."""

@@ -1,7 +1,7 @@
 """What one version of a model has done so far: counts, times, and how the times are spread.
 
-A request is recorded once, at its end, from its stamps. Everything belongs to the event loop's
-thread, so nothing here takes a lock.
+A request is recorded once, at its end, from its stamps, and counted with others by `settle`.
+Everything belongs to the event loop's thread, so nothing here takes a lock.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic, time, time_ns
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from serving.calls import Front
 from serving.observability.spread import SECONDS, Spread
@@ -36,8 +38,9 @@ class Total:
     count: int = 0
     seconds: float = 0.0
 
-    def add(self, seconds: float) -> None:
-        self.count += 1
+    def add(self, seconds: float, times: int = 1) -> None:
+        """So often more, which took so long together."""
+        self.count += times
         self.seconds += seconds
 
 
@@ -178,29 +181,47 @@ class ModelMetrics:
         """A request got its outcome; `reason` is why it was refused, if it was."""
         totals = self.fronts[front]
         totals.outcomes[outcome] += 1
-        if reason:
-            self.refusals[reason] += 1
-        if stamps.queued:
-            ago_ms = round((monotonic() - stamps.received) * 1e3)
-            self.last_inference_ms = max(self.last_inference_ms, time_ns() // 1_000_000 - ago_ms)
         if outcome is not Outcome.ANSWERED:
+            if reason:
+                self.refusals[reason] += 1
+            if stamps.queued:
+                self._came_in(stamps.received)
             self.fail.add(monotonic() - stamps.received if stamps.received else 0.0)
-            return
-        request_s = stamps.answered - stamps.received
-        self.success.add(request_s)
-        if self.has_spreads:
-            self.request_spread.add(request_s)
-        if stamps.cached:
+        elif stamps.cached:
+            request_s = stamps.answered - stamps.received
+            self.success.add(request_s)
+            if self.has_spreads:
+                self.request_spread.add(request_s)
             self.cache_hit.add(stamps.looked_up - stamps.received)
-            return
-        if stamps.looked_up:
-            self.cache_miss.add(stamps.looked_up - stamps.received)
-        self.queue.add(stamps.batched - stamps.queued)
-        self.compute_input.add(stamps.started - stamps.batched)
-        self.compute_infer.add(stamps.computed - stamps.started)
-        self.compute_output.add(stamps.answered - stamps.computed)
-        if self.has_spreads:
-            totals.computed(stamps)
+        else:
+            if stamps.looked_up:
+                self.cache_miss.add(stamps.looked_up - stamps.received)
+            if totals.computed(stamps):
+                self.settle()
+
+    def settle(self) -> None:
+        """Count what is only kept so far. To be called before anything is read here."""
+        for totals in self.fronts.values():
+            if (times := totals.settle()) is None:
+                continue
+            count = len(times)
+            whole = times[:, -1] - times[:, 0]
+            self.success.add(float(whole.sum()), count)
+            if self.has_spreads:
+                self.request_spread.add_all(whole)
+            _, *stages = np.diff(times).sum(axis=0).tolist()
+            for total, seconds in zip(
+                (self.queue, self.compute_input, self.compute_infer, self.compute_output),
+                stages,
+                strict=True,
+            ):
+                total.add(seconds, count)
+            if (queued := times[times[:, 1] > 0]).size:
+                self._came_in(float(queued[:, 0].max()))
+
+    def _came_in(self, received: float) -> None:
+        ago_ms = round((monotonic() - received) * 1e3)
+        self.last_inference_ms = max(self.last_inference_ms, time_ns() // 1_000_000 - ago_ms)
 
     def sent(self, stamps: Stamps, front: Front, trace_id: str = "") -> None:
         """The answer to a request that was counted has left, seen by a trace or not."""

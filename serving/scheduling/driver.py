@@ -14,7 +14,7 @@ from serving.calls import Batch
 from serving.engines.base import Engine
 from serving.errors import InferenceFailed, SlipwayError
 from serving.scheduling.batch import BatchLayout
-from serving.scheduling.outcomes import expired, fail, given_up, unloading
+from serving.scheduling.outcomes import Answer, expired, fail, given_up, unloading
 from serving.types import InferRequest, Run, Tensors
 
 
@@ -22,7 +22,7 @@ class Entry(Protocol):
     """A request in the hands of a driver."""
 
     request: InferRequest
-    answer: asyncio.Future[Tensors]
+    answer: Answer[Tensors]
     rows: int
     expires_at: float
     """When it is answered at the latest, unless it runs by then."""
@@ -91,20 +91,30 @@ class Driver(ABC, Generic[E]):
 
     async def infer(self, request: InferRequest, rows: int) -> Tensors:
         """Wait for a batch, run in it, return this request's rows of every output."""
+        answer: asyncio.Future[Tensors] = self._loop.create_future()
+        entry = self.submit(request, rows, answer)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if not answer.cancelled():
+                answer.exception()  # seen, and of no use to anyone any more
+            self.withdraw(entry)
+            raise
+
+    def submit(self, request: InferRequest, rows: int, answer: Answer[Tensors]) -> E:
+        """As `infer`, for a caller that is told and need not be woken."""
         if self._stopping:
             raise unloading(request.model_name)
         request.stamps.queued = now = monotonic()
-        entry = self._accept(request, rows, now)
+        entry = self._accept(request, rows, answer, now)
         self._idle.clear()
         self._decide_soon()
-        try:
-            return await entry.answer
-        except asyncio.CancelledError:
-            self._forget(entry)
-            if not entry.answer.cancelled():
-                entry.answer.exception()  # seen, and of no use to anyone any more
-            self._decide_soon()
-            raise
+        return entry
+
+    def withdraw(self, entry: E) -> None:
+        """Nobody waits for this request any more; its answer is `done`."""
+        self._forget(entry)
+        self._decide_soon()
 
     def give_up(self) -> None:
         """Refuse new requests and fail those that wait. What runs goes on."""
@@ -124,7 +134,7 @@ class Driver(ABC, Generic[E]):
         await self._idle.wait()
 
     @abstractmethod
-    def _accept(self, request: InferRequest, rows: int, now: float) -> E:
+    def _accept(self, request: InferRequest, rows: int, answer: Answer[Tensors], now: float) -> E:
         """Check a request and queue it."""
 
     @abstractmethod
@@ -175,8 +185,11 @@ class Driver(ABC, Generic[E]):
             fail(entry.answer, expired())
         return min((entry.expires_at for entry in self._again), default=math.inf)
 
-    def _start(self, batch: list[E], finished: Callable[[], None]) -> None:
-        """Run a batch on an instance that is free, and again will be when it has `finished`."""
+    def _start(self, batch: list[E], finished: Callable[[Run | None], None]) -> None:
+        """Run a batch on an instance that is free, and again will be when it has `finished`.
+
+        That is told of the run; None if it failed, and what came of it took several.
+        """
         task = self._loop.create_task(self._occupy_instance(batch, finished))
         self._runs.add(task)
         task.add_done_callback(self._has_ended)
@@ -185,13 +198,18 @@ class Driver(ABC, Generic[E]):
         self._runs.discard(task)
         self._decide_soon()
 
-    async def _occupy_instance(self, batch: list[E], finished: Callable[[], None]) -> None:
+    async def _occupy_instance(
+        self, batch: list[E], finished: Callable[[Run | None], None]
+    ) -> None:
+        run = None
         try:
             computed = await self._compute(batch)
             if isinstance(computed, SlipwayError):
                 await self._run_apart(batch, computed)
+            else:
+                run = computed.run
         finally:
-            finished()
+            finished(run)
         # Before the answers are handed out: those who get them would keep the loop from the
         # instance, which can run the next batch meanwhile.
         self._decide()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from serving.engines.base import Engine
 from serving.errors import Overloaded
 from serving.scheduling.batch import BatchLayout
 from serving.scheduling.driver import Driver
-from serving.scheduling.outcomes import expired, fail
+from serving.scheduling.outcomes import Answer, expired, fail
 from serving.scheduling.policy import BatchPolicy
 from serving.scheduling.waiting import Ticket
 from serving.types import InferRequest, Run, Tensors
@@ -19,7 +19,7 @@ from serving.types import InferRequest, Run, Tensors
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Entry(Ticket):
     request: InferRequest
-    answer: asyncio.Future[Tensors]
+    answer: Answer[Tensors]
 
 
 class DynamicScheduler(Driver[_Entry]):
@@ -41,10 +41,12 @@ class DynamicScheduler(Driver[_Entry]):
         self._policy = policy
         self._free_instances = instances
 
-    def _accept(self, request: InferRequest, rows: int, now: float) -> _Entry:
+    def _accept(
+        self, request: InferRequest, rows: int, answer: Answer[Tensors], now: float
+    ) -> _Entry:
         entry = _Entry(
             request=request,
-            answer=self._loop.create_future(),
+            answer=answer,
             rows=rows,
             shape_key=self._layout.key(request.inputs),
             padded_shapes=self._layout.padded_shapes(request.inputs),
@@ -67,13 +69,16 @@ class DynamicScheduler(Driver[_Entry]):
 
     def _act(self, now: float) -> float:
         while True:
-            decision = self._policy.decide(now, instance_is_free=self._free_instances > 0)
+            decision = self._policy.decide(now, free_instances=self._free_instances)
             for entry in decision.expired:
                 fail(entry.answer, expired())
             if not decision.batch:
                 return decision.wake_at
             self._free_instances -= 1
-            self._start(decision.batch, self._finish)
+            self._start(decision.batch, partial(self._finish, len(decision.batch)))
 
-    def _finish(self) -> None:
+    def _finish(self, requests: int, run: Run | None) -> None:
         self._free_instances += 1
+        if run is not None:
+            seconds = run.answered - run.batched
+            self._policy.ran(requests, run.rows, seconds, run.answered)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from serving.errors import Expired, InferenceFailed, SlipwayError, Unavailable
 
+T_contra = TypeVar("T_contra", contravariant=True)
 T = TypeVar("T")
 
 
-def fail(answer: asyncio.Future[T], error: Exception) -> None:
+class Answer(Protocol[T_contra]):
+    """Who is told what a request has come to, once: a future, or one who need not be woken."""
+
+    def done(self) -> bool:
+        """Whether that is told, or of no use any more."""
+        ...
+
+    def set_result(self, result: T_contra, /) -> None: ...
+
+    def set_exception(self, error: Exception, /) -> None: ...
+
+
+def fail(answer: Answer[T], error: Exception) -> None:
     """Say so to whoever waits for this answer, if anyone still does."""
     if not answer.done():
         answer.set_exception(error)

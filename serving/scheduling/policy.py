@@ -6,6 +6,9 @@ The rules are those of Triton's dynamic batcher. A batch is taken when an instan
 - no further request could join (the batch is full, or the next in line does not fit it), or
 - the oldest member has waited for `max_queue_delay`.
 
+With `Returns`, and where no size is preferred, `max_queue_delay` is only the most that a batch may
+wait beside a free instance: it does so while that is expected to pay, and else starts at once.
+
 Requests of one priority level start in the order in which they came; a lower number goes first.
 Where a `PaddingRule` says so, a request of another length is passed over, but never the oldest.
 """
@@ -18,6 +21,7 @@ from typing import Generic
 
 from serving.config import Batching
 from serving.scheduling.padding import ORDINARY, Padding, PaddingRule
+from serving.scheduling.returns import Returns
 from serving.scheduling.waiting import T, Waiting
 
 LOOK_AHEAD = 256
@@ -38,14 +42,21 @@ class BatchPolicy(Generic[T]):
 
     Times are seconds of any one clock that never goes back. `max_rows` bounds a batch; a single
     request above it must be refused before it comes here, for it could never run. Without
-    `batching` every request runs alone.
+    `batching` every request runs alone. `returns` expects who comes next.
     """
 
-    def __init__(self, max_rows: int, batching: Batching | None, padding: PaddingRule = ORDINARY):
+    def __init__(
+        self,
+        max_rows: int,
+        batching: Batching | None,
+        padding: PaddingRule = ORDINARY,
+        returns: Returns | None = None,
+    ):
         self._merges = batching is not None
         self._max_rows = max_rows
         self._padding = padding
         self._rules = batching or Batching()
+        self._returns = returns
         self._preferred = frozenset(self._rules.preferred_batch_sizes)
         self._waiting = Waiting[T](self._rules)
 
@@ -55,6 +66,13 @@ class BatchPolicy(Generic[T]):
     def add(self, ticket: T, now: float) -> None:
         """Let a request wait. Raises `Overloaded` when its level's queue is full."""
         self._waiting.add(ticket, now)
+        if self._returns is not None:
+            self._returns.came(now)
+
+    def ran(self, requests: int, rows: int, seconds: float, now: float) -> None:
+        """Learn that a batch of so many requests and rows has ended, and how long it took."""
+        if self._returns is not None:
+            self._returns.ran(requests, rows, seconds, now)
 
     def discard(self, ticket: T) -> None:
         """Forget a request whose caller is gone. Does nothing if it no longer waits."""
@@ -64,14 +82,14 @@ class BatchPolicy(Generic[T]):
         """Give up on all that wait, and return them."""
         return self._waiting.clear()
 
-    def decide(self, now: float, *, instance_is_free: bool) -> Decision[T]:
+    def decide(self, now: float, *, free_instances: int) -> Decision[T]:
         expired = self._waiting.expire(now)
-        batch, wake_at = self._form(now) if instance_is_free else ([], math.inf)
+        batch, wake_at = self._form(now, free_instances) if free_instances else ([], math.inf)
         for ticket in batch:
             self._waiting.discard(ticket)
         return Decision(expired, batch, min(wake_at, self._waiting.next_expiry()))
 
-    def _form(self, now: float) -> tuple[list[T], float]:
+    def _form(self, now: float, free_instances: int) -> tuple[list[T], float]:
         """The batch to run now, or none and the time at which there will be one."""
         batch: list[T] = []
         rows = preferred = passed_over = 0
@@ -98,7 +116,12 @@ class BatchPolicy(Generic[T]):
                 preferred = len(batch)
         if preferred:
             return batch[:preferred], now
-        due = oldest + self._rules.max_queue_delay_s
+        longest_s = self._rules.max_queue_delay_s
+        due = oldest + longest_s
+        if batch and longest_s and self._returns is not None and not self._preferred:
+            # While another instance is free, those who come will not wait for this one.
+            alone = free_instances == 1
+            due = self._returns.wait_until(rows, oldest, now, longest_s) if alone else now
         if complete or rows >= self._max_rows or not self._merges or now >= due:
             return batch, now
         return [], due

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import struct
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from serving.engines.base import Engine
 from serving.errors import InferenceFailed, InvalidRequest, ModelLoadError, shown
 from serving.scheduling.batch import BatchLayout
 from serving.scheduling.driver import Driver
-from serving.scheduling.outcomes import expired, fail
+from serving.scheduling.outcomes import Answer, expired, fail
 from serving.scheduling.sequence_policy import SequenceBatch, SequencePolicy, Step
 from serving.types import DYNAMIC, NUMPY_TYPES, Array, InferRequest, Run, SequenceStep, Tensors
 
@@ -27,7 +26,7 @@ _LENGTH = struct.Struct("<I")
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Entry(Step):
     request: InferRequest
-    answer: asyncio.Future[Tensors]
+    answer: Answer[Tensors]
 
 
 class SequenceScheduler(Driver[_Entry]):
@@ -72,7 +71,9 @@ class SequenceScheduler(Driver[_Entry]):
         """Whether a request of this sequence would be accepted without START."""
         return not self._stopping and self._policy.continues(id)
 
-    def _accept(self, request: InferRequest, rows: int, now: float) -> _Entry:
+    def _accept(
+        self, request: InferRequest, rows: int, answer: Answer[Tensors], now: float
+    ) -> _Entry:
         sequence = self._checked(request, rows)
         timeout_at = now + request.timeout_s if request.timeout_s > 0 else math.inf
         entry = _Entry(
@@ -83,7 +84,7 @@ class SequenceScheduler(Driver[_Entry]):
             shape_key=self._layout.key(request.inputs),
             padded_shapes=self._layout.padded_shapes(request.inputs),
             request=request,
-            answer=self._loop.create_future(),
+            answer=answer,
         )
         self._policy.add(entry, now)
         return entry
@@ -105,7 +106,7 @@ class SequenceScheduler(Driver[_Entry]):
             self._start(batch.steps, partial(self._finish, batch))
         return decision.wake_at
 
-    def _finish(self, batch: SequenceBatch[_Entry]) -> None:
+    def _finish(self, batch: SequenceBatch[_Entry], run: Run | None) -> None:
         self._policy.finish(batch, monotonic())
 
     def _rows(self, batch: list[_Entry]) -> Sequence[_Entry | None]:

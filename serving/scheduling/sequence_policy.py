@@ -164,7 +164,7 @@ class SequencePolicy(Generic[T]):
         for index, instance in enumerate(self._instances):
             if not instance.is_free:
                 continue
-            decision = instance.ready.decide(now, instance_is_free=True)
+            decision = instance.ready.decide(now, free_instances=1)
             if not decision.batch:
                 wake_at = min(wake_at, decision.wake_at)
                 continue
@@ -313,8 +313,8 @@ class _Slots(Generic[T]):
     def discard(self, step: T) -> None:
         self._ready.pop(step, None)
 
-    def decide(self, now: float, *, instance_is_free: bool) -> Decision[T]:
-        if not self._ready or not instance_is_free:
+    def decide(self, now: float, *, free_instances: int) -> Decision[T]:
+        if not self._ready or not free_instances:
             return Decision([], [], math.inf)
         oldest = min(self._ready, key=lambda step: step.queued_at)
         due = oldest.queued_at + self._max_queue_delay_s

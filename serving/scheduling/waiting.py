@@ -81,10 +81,11 @@ class Waiting(Generic[T]):
         ticket.number = self.next_number()
         ticket.queued_at = now
         timeout_s = _granted_timeout(rules, ticket.timeout_s)
-        in_time = min(ticket.deadline, now + timeout_s if timeout_s else math.inf)
-        is_delayed = rules.timeout_action is TimeoutAction.DELAY
-        ticket.expires_at = min(ticket.expires_at, ticket.deadline if is_delayed else in_time)
-        self._deadlines.add(ticket, in_time)
+        if timeout_s or ticket.deadline < math.inf:
+            in_time = min(ticket.deadline, now + timeout_s if timeout_s else math.inf)
+            is_delayed = rules.timeout_action is TimeoutAction.DELAY
+            ticket.expires_at = min(ticket.expires_at, ticket.deadline if is_delayed else in_time)
+            self._deadlines.add(ticket, in_time)
         self._tickets[ticket.number] = ticket
         level.on_time[ticket] = None
 

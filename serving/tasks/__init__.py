@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from serving.errors import ModelLoadError
 from serving.types import Parameter, Tensors, TensorSpec
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 TASKS = {
     "automatic-speech-recognition": "serving.tasks.speech_recognition:load",

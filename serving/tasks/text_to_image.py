@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel
 
 from serving.diffusion.settings import DiffusionSettings
@@ -72,6 +71,8 @@ def prompts(texts: Sequence[str]) -> Tensors:
 
 def encoded(pixels: Array, encoding: Encoding | None = None) -> bytes:
     """The file of a picture, [height, width, channel]."""
+    from PIL import Image
+
     encoding = encoding or Encoding()
     picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
     file = io.BytesIO()

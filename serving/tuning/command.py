@@ -124,7 +124,8 @@ def tune(
 
     The model is run as the server runs it, without the network, under closed loops of clients.
     Varied are instance_group.count, intra_op_thread_count, and, where the model batches,
-    preferred_batch_size and max_queue_delay_microseconds of dynamic_batching. A coarse search
+    preferred_batch_size and max_queue_delay_microseconds of dynamic_batching, which is only the
+    most that a batch waits where no size is preferred. A coarse search
     along each of them is followed by their neighbours; the best three, the best without delay, and
     today's are measured three times more. Chosen is the setting with the most rows a second at the
     largest concurrency whose p99 keeps the bound; of those that are equal within the noise, the

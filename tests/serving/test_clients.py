@@ -116,7 +116,7 @@ async def test_asyncio_clients(server: RunningServer, protocol: str) -> None:
 def test_64_concurrent_clients_get_what_they_get_alone(
     server: RunningServer, protocol: str
 ) -> None:
-    model, clients, calls = "digits", 64, 12
+    model, clients, calls = "digits-patient", 64, 12
     images = np.random.default_rng(5).integers(0, 256, (clients, 1, 1, 8, 8), dtype=np.uint8)
 
     def ask(client: Any, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

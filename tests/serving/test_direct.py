@@ -8,9 +8,10 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ from hypothesis import strategies as st
 from serving.calls import Front
 from serving.fronts import direct
 from serving.fronts.direct import DirectConnection
+from serving.fronts.known_heads import KnownHeads
 from serving.fronts.v2_http import HEADER_LENGTH
-from tests.support import RunningServer, await_true, metric, serving, write_fake, write_model
+from tests.support import WAYS, RunningServer, await_true, metric, serving, write_fake, write_model
 
 PATH = b"/v2/models/double/infer"
 
@@ -31,7 +33,7 @@ PATH = b"/v2/models/double/infer"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository = tmp_path_factory.mktemp("direct")
     write_model(repository, "double", operation="Add")
-    write_fake(repository, "slow", delay_ms=400, max_batch_size=1)
+    write_fake(repository, "slow", delay_ms=1500, max_batch_size=1)
     with serving(repository, "--http-max-input-size", "100000") as running:
         yield running
 
@@ -62,16 +64,26 @@ def binary(values: list[float]) -> tuple[bytes, bytes]:
     return head + raw, HEADER_LENGTH + b": %d" % len(head)
 
 
-def answers(received: bytes) -> Iterator[tuple[int, Mapping[str, str], bytes]]:
-    """Each response that a connection got: status, headers, body."""
-    while received:
+class Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.body) == int(self.headers.get("content-length", 0))
+
+
+def answers(received: bytes) -> Iterator[Answer]:
+    """Each response that a connection got."""
+    while b"\r\n\r\n" in received:
         head, _, received = received.partition(b"\r\n\r\n")
         line, *lines = head.decode().split("\r\n")
         status = int(line.split()[1])
         headers = dict(line.lower().split(": ", 1) for line in lines)
         size = int(headers.get("content-length", 0))
         if status != 100:
-            yield status, headers, received[:size]
+            yield Answer(status, headers, received[:size])
         received = received[size:]
 
 
@@ -84,7 +96,7 @@ def doubled(headers: Mapping[str, str], body: bytes) -> list[float]:
     return values
 
 
-def exchange(server: RunningServer, *pieces: bytes) -> list[tuple[int, Mapping[str, str], bytes]]:
+def exchange(server: RunningServer, *pieces: bytes) -> list[Answer]:
     """What comes back until the server closes the connection."""
     with socket.create_connection(("127.0.0.1", server.http_port), timeout=20) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -97,7 +109,34 @@ def exchange(server: RunningServer, *pieces: bytes) -> list[tuple[int, Mapping[s
     return list(answers(received))
 
 
-WAYS = ("json", "binary", "chunked", "expect", "get")
+KINDS = ("json", "binary", "chunked", "expect", "get")
+HEADERS: Mapping[str, tuple[bytes, ...]] = {
+    way: (b"Expect: %b" % expected.encode(),) if expected else () for way, expected in WAYS.items()
+}
+"""That bring a call on its way."""
+
+
+def written(kind: str, values: list[float]) -> bytes:
+    """A call of this kind, for twice these values."""
+    if kind == "json":
+        return request(as_json(values))
+    if kind == "binary":
+        return request(*binary(values))
+    if kind == "chunked":
+        return chunked(as_json(values))
+    if kind == "expect":
+        return request(as_json(values), b"Expect: 100-continue")
+    return b"GET /v2/health/live HTTP/1.1\r\n\r\n"
+
+
+def received(connection: socket.socket, count: int = 1) -> list[Answer]:
+    """The next answers on a connection, all of which have been asked for."""
+    data = b""
+    while len(found := list(answers(data))) < count or not found[-1].is_whole:
+        part = connection.recv(1 << 16)
+        assert part, "closed before the answer"
+        data += part
+    return found
 
 
 @settings(max_examples=60, deadline=None)
@@ -105,30 +144,103 @@ WAYS = ("json", "binary", "chunked", "expect", "get")
 def test_any_calls_in_any_pieces_are_answered_in_order(
     server: RunningServer, data: st.DataObject
 ) -> None:
-    ways = data.draw(st.lists(st.sampled_from(WAYS), min_size=1, max_size=5))
+    kinds = data.draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=5))
     sent = b""
     expected: list[list[float] | None] = []
-    for number, way in enumerate(ways):
-        values = [float(number), -1.5, 2.0, float(len(way))]
-        expected.append(None if way == "get" else [2 * value for value in values])
-        if way == "json":
-            sent += request(as_json(values))
-        elif way == "binary":
-            sent += request(*binary(values))
-        elif way == "chunked":
-            sent += chunked(as_json(values))
-        elif way == "expect":
-            sent += request(as_json(values), b"Expect: 100-continue")
-        else:
-            sent += b"GET /v2/health/live HTTP/1.1\r\n\r\n"
+    for number, kind in enumerate(kinds):
+        values = [float(number), -1.5, 2.0, float(len(kind))]
+        expected.append(None if kind == "get" else [2 * value for value in values])
+        sent += written(kind, values)
     sent += b"GET /v2/health/live HTTP/1.1\r\nConnection: close\r\n\r\n"
     cuts = data.draw(st.lists(st.integers(1, len(sent) - 1), max_size=3, unique=True).map(sorted))
     pieces = [sent[start:end] for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
     *got, last = exchange(server, *pieces)
-    assert [status for status, _, _ in got] == [200] * len(ways)
+    assert [status for status, _, _ in got] == [200] * len(kinds)
     assert last[0] == 200
     for (_, headers, body), wanted in zip(got, expected, strict=True):
         assert wanted is None or doubled(headers, body) == wanted
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_calls_one_after_the_other(server: RunningServer, data: st.DataObject) -> None:
+    """A connection that is kept: heads and texts that are known, and whole calls in one piece."""
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for kind in data.draw(st.lists(st.sampled_from(KINDS), min_size=2, max_size=8)):
+            values = data.draw(st.lists(st.integers(-9, 9).map(float), min_size=4, max_size=4))
+            sent = written(kind, values)
+            cut = data.draw(st.one_of(st.just(len(sent)), st.integers(1, len(sent))))
+            connection.sendall(sent[:cut])
+            connection.sendall(sent[cut:])
+            [(status, headers, body)] = received(connection)
+            assert status == 200
+            assert kind == "get" or doubled(headers, body) == [2 * value for value in values]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *("[1, 2, 3]", "[1, 2, 3, 4, 5]", "[1, 2, 3, true]", '[1, 2, 3, "4"]', "[1, 2, 3, null]"),
+        *("[1, 2, 3, 1e39]", "[1, 2, 3, NaN]", "[1, 2, 3, 04]", "[1, 2, 3, ]", "[1, 2, 3 4]"),
+        *("[[1, 2], [3, 4]]", "[[1, 2, 3, 4]]", "[[1, 2, 3, 4]", "[]", "{}", "7", "[1, 2, 3, 4"),
+        *(
+            '["]", 2, 3, 4]',
+            "[1, 2, 3, 4] ",
+            "[1, 2, 3, 4], ",
+            '[1, 2, 3, 4], "data": [4, 3, 2, 1]',
+        ),
+    ],
+)
+@pytest.mark.parametrize("comes_first", [True, False])
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_known_text_is_no_more_trusted_than_a_new_one(
+    server: RunningServer, data: str, comes_first: bool, nested: bool
+) -> None:
+    rest = '"name": "x", "shape": [1, 4], "datatype": "FP32"'
+
+    def body(id: str, data: str) -> bytes:
+        own = f'"data": [{data}]' if nested else f'"data": {data}'
+        tensor = f"{own}, {rest}" if comes_first else f"{rest}, {own}"
+        return f'{{"id": "{id}", "inputs": [{{{tensor}}}]}}'.encode()
+
+    plain = "[1.0, 2.0, 3.0, 4.0]"
+    # The same to a text that is known and to one that is as long and is not.
+    sent = [request(body("known", each)) for each in (plain, plain, data, plain)]
+    new = f"{abs(hash((data, time.monotonic()))) % 100_000:05}"
+    close = b"Connection: close"
+    *plains, known, again, unknown = exchange(server, *sent, request(body(new, data), close))
+    for answer in (*plains, again):
+        assert doubled(answer.headers, answer.body) == [2.0, 4.0, 6.0, 8.0]
+    assert known.status == unknown.status
+    assert known.body.replace(b"known", b"?") == unknown.body.replace(new.encode(), b"?")
+
+
+@pytest.mark.parametrize("before", [b"\r\n", b"\r\n\r\n", b"\n\n"])
+def test_what_comes_before_a_head_is_no_head(server: RunningServer, before: bytes) -> None:
+    body = as_json([1.0, 2.0, 3.0, 4.0])
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=20) as connection:
+        for _ in range(2):
+            connection.sendall(before + request(body))
+            [answer] = received(connection)
+            assert doubled(answer.headers, answer.body) == [2.0, 4.0, 6.0, 8.0]
+        # As long as a body, and after the same bytes.
+        connection.sendall(before + body)
+        [(status, _, text)] = received(connection)
+        assert (status, json.loads(text)) == (400, {"error": "the request is not HTTP"})
+
+
+def test_a_head_with_bare_line_feeds_is_as_long_as_the_parser_says(server: RunningServer) -> None:
+    """Some parsers end a head where no carriage return is; what follows is a body then."""
+    body = as_json([1.0, 2.0, 3.0, 4.0]) + b"\r\n\r\n"
+    sent = request(body).replace(b"\r\n\r\n" + body, b"\n\n" + body)
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=20) as connection:
+        for _ in range(3):
+            connection.sendall(sent)
+            [(status, headers, answer)] = received(connection)
+            if status == 400:
+                return
+            assert doubled(headers, answer) == [2.0, 4.0, 6.0, 8.0]
 
 
 def test_a_known_header_is_no_more_trusted_than_a_new_one(server: RunningServer) -> None:
@@ -176,52 +288,76 @@ def test_who_closes_may_have_sent_more(server: RunningServer) -> None:
     assert [status for status, _, _ in got] == [200, 200]
 
 
-def test_who_still_sends_when_the_server_stops_is_told_so(tmp_path: Path) -> None:
-    write_fake(tmp_path, "echo")
-    with serving(tmp_path, "--exit-timeout-secs", "2") as server:
-        address = ("127.0.0.1", server.http_port)
-        with closing(socket.create_connection(address, 20)) as connection:
-            path = b"/v2/models/echo/infer"
-            connection.sendall(request(b" " * 100, b"X-Request-Id: mine", path=path)[:-50])
-            time.sleep(0.2)
-            server.process.send_signal(signal.SIGTERM)
-            [(status, headers, text)] = answers(connection.recv(1 << 16))
-        assert (status, headers["x-request-id"]) == (503, "mine")
-        assert b"the server stopped before it had an answer" in text
+def test_when_the_server_stops(tmp_path: Path) -> None:
+    """Whoever waits for an answer gets it, whoever still sends is told so, the idle are let go."""
+    write_fake(tmp_path, "slow", delay_ms=800)
+    body, path = as_json([1.0, 2.0, 3.0, 4.0]), b"/v2/models/slow/infer"
+    with serving(tmp_path, "--exit-timeout-secs", "3") as server, ExitStack() as stack:
+
+        def connected() -> socket.socket:
+            address = ("127.0.0.1", server.http_port)
+            return stack.enter_context(closing(socket.create_connection(address, 20)))
+
+        idle = connected()
+        idle.sendall(written("get", []))
+        received(idle)
+        sending, waiting = {}, {}
+        for way, special in HEADERS.items():
+            whole = request(body, *special, b"X-Request-Id: mine", path=path)
+            sending[way], waiting[way] = connected(), connected()
+            sending[way].sendall(whole[:-50])
+            waiting[way].sendall(whole)
+        await_true(lambda: metric(server, "slipway_in_flight_requests") == len(waiting))
+        server.process.send_signal(signal.SIGTERM)
+        assert idle.recv(1) == b""
+        for connection in waiting.values():
+            [(status, headers, answer)] = received(connection)
+            assert (status, headers["x-request-id"]) == (200, "mine")
+            assert json.loads(answer)["outputs"][0]["data"] == [1.0, 2.0, 3.0, 4.0]
+            assert connection.recv(1) == b""
+        for connection in sending.values():
+            [(status, headers, answer)] = received(connection)
+            assert (status, headers["x-request-id"]) == (503, "mine")
+            assert b"the server stopped before it had an answer" in answer
 
 
-def test_a_body_over_the_limit_is_refused_before_its_end(server: RunningServer) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_body_over_the_limit_is_refused_before_its_end(server: RunningServer, way: str) -> None:
     def refusals() -> float:
         return metric(server, "slipway_refusals_total", model="double", reason="too_large")
 
     before = refusals()
-    whole = request(b" " * 200_000)
+    whole = request(b" " * 200_000, *HEADERS[way])
     with closing(socket.create_connection(("127.0.0.1", server.http_port), 20)) as connection:
-        for start in range(0, 150_000, 50_000):
-            connection.sendall(whole[start : start + 50_000])
-            time.sleep(0.02)
-        status, _, body = next(answers(connection.recv(1 << 16)))
-        assert status == 413
-        assert b"over the limit of 100000 bytes" in body
-        # What is left of it is passed over, and the connection is of use.
-        connection.sendall(whole[150_000:])
-        connection.sendall(request(as_json([1.0, 2.0, 3.0, 4.0])))
-        assert next(answers(connection.recv(1 << 16)))[0] == 200
-    assert refusals() - before == 1
+        for _ in range(2):
+            for start in range(0, 150_000, 50_000):
+                connection.sendall(whole[start : start + 50_000])
+                time.sleep(0.02)
+            [(status, _, body)] = received(connection)
+            assert status == 413
+            assert b"over the limit of 100000 bytes" in body
+            # What is left of it is passed over, and the connection is of use.
+            connection.sendall(whole[150_000:])
+            connection.sendall(request(as_json([1.0, 2.0, 3.0, 4.0])))
+            assert received(connection)[0].status == 200
+    assert refusals() - before == 2
 
 
 def test_whoever_goes_away_is_not_computed_for(server: RunningServer) -> None:
     body = as_json([1.0, 2.0, 3.0, 4.0])
     callers = []
-    for _ in range(3):
+    for headers in (*HEADERS.values(), *HEADERS.values()):
         caller = socket.create_connection(("127.0.0.1", server.http_port), 20)
-        caller.sendall(request(body, path=b"/v2/models/slow/infer"))
+        caller.sendall(request(body, *headers, path=b"/v2/models/slow/infer"))
         callers.append(caller)
-    await_true(lambda: metric(server, "slipway_in_flight_requests") == 3)
+    await_true(lambda: metric(server, "slipway_in_flight_requests") == len(callers))
     for caller in callers:
         caller.close()
     await_true(
-        lambda: metric(server, "slipway_requests_total", model="slow", outcome="cancelled") == 3
+        lambda: (
+            metric(server, "slipway_requests_total", model="slow", outcome="cancelled")
+            == len(callers)
+        )
     )
     assert metric(server, "slipway_in_flight_requests") == 0
     assert metric(server, "nv_inference_exec_count", model="slow") <= 1
@@ -239,6 +375,9 @@ class _Route:
     def match(self, path: str) -> tuple[str, str]:
         return path, ""
 
+    def begin(self, *call: object) -> None:
+        """This one must be waited for."""
+
     async def answer(self, *call: object) -> tuple[int, list[bytes], list[tuple[bytes, bytes]]]:
         return 200, [b"here"], []
 
@@ -247,6 +386,7 @@ class _Route:
 async def listening() -> AsyncIterator[int]:
     class Connection(DirectConnection):
         predictions = (_Route(),)  # type: ignore[assignment]
+        heads = KnownHeads()
 
     async def app(scope: object, receive: object, send: object) -> None:
         raise AssertionError("nothing is left to the application")

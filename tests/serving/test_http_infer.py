@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException, shared_memory
 
 from serving.fronts import asgi
 from tests.support import (
+    EXTRA_HEADERS,
     RunningServer,
     await_true,
     call,
@@ -35,8 +36,7 @@ from tests.support import (
 ROW = [0.5, -1.0, 3.25, 2.0]
 DOUBLED = [1.0, -2.0, 6.5, 4.0]
 
-EXTRA: dict[str, str] = {}
-"""Headers that every call of `exchange` has."""
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +57,6 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     write_fake(repository, "repeat", extra=decoupled, max_batch_size=0, dims="[-1]")
     with serving(repository, "--allow-client-shm", "true") as server:
         yield server
-
-
-@pytest.fixture(autouse=True, params=["direct", "app"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every call is answered by the connection itself, and by the application behind it."""
-    if request.param == "app":
-        monkeypatch.setitem(EXTRA, "Expect", "100-continue")
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -89,7 +82,7 @@ def exchange(
     headers: dict[str, str] | None = None,
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
     with closing(http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)) as wire:
-        wire.request(method, path, body, {**EXTRA, **(headers or {})})
+        wire.request(method, path, body, {**EXTRA_HEADERS, **(headers or {})})
         response = wire.getresponse()
         return response.status, response.headers, response.read()
 

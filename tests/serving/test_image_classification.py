@@ -120,6 +120,7 @@ def test_any_bytes_are_a_picture_or_a_clear_refusal(noise: bytes, kind: str) -> 
         assert GREY.decode(body).shape == (1, 8, 8)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("function", ["softmax", "sigmoid", "none"])
 def test_labels_come_best_first(function: Literal["softmax", "sigmoid", "none"]) -> None:
     task = ImageClassification(GREY, ["a", "b", "c"])
@@ -131,6 +132,7 @@ def test_labels_come_best_first(function: Literal["softmax", "sigmoid", "none"])
         assert answer[0]["score"] == 1.0
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_png_and_jpeg_of_a_real_digit_are_read(server: RunningServer) -> None:
     expected = json.loads(EXAMPLE.with_suffix(".json").read_text())["answer"]
     picture = Image.open(EXAMPLE)

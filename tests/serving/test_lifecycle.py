@@ -39,7 +39,8 @@ def ask(server: RunningServer, protocol: str, model: str, value: float) -> float
 
 
 def test_sigterm_with_requests_in_flight_loses_none(tmp_path: Path) -> None:
-    wait = "dynamic_batching { max_queue_delay_microseconds: 4000000 }"
+    # A size that is never reached holds them in the queue.
+    wait = "dynamic_batching { preferred_batch_size: 64 max_queue_delay_microseconds: 4000000 }"
     write_fake(tmp_path, "slow", delay_ms=500, extra=wait)
     with (
         serving(tmp_path) as server,

@@ -29,6 +29,7 @@ from tests.support import (
 )
 
 WAITS = """dynamic_batching {
+  preferred_batch_size: 2
   max_queue_delay_microseconds: 3000000
   default_queue_policy { allow_timeout_override: true }
 }"""

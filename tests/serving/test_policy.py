@@ -42,7 +42,7 @@ def test_requests_of_other_lengths_are_passed_over_but_not_the_oldest() -> None:
     batches: BatchPolicy[Ticket] = BatchPolicy(3, Batching(), rule)
     for ticket in sized([10, 90, 9, 80, 10, 10]):
         batches.add(ticket, 0.0)
-    taken = [lengths(batches.decide(0.0, instance_is_free=True).batch) for _ in range(4)]
+    taken = [lengths(batches.decide(0.0, free_instances=1).batch) for _ in range(4)]
     assert taken == [[10, 9, 10], [90, 80], [10], []]
 
 
@@ -54,7 +54,7 @@ def test_padding_stays_within_its_share(sizes: list[int], max_rows: int) -> None
     for ticket in waiting:
         batches.add(ticket, 0.0)
     while waiting:
-        batch = batches.decide(0.0, instance_is_free=True).batch
+        batch = batches.decide(0.0, free_instances=1).batch
         assert batch[0] is waiting[0]
         assert sum(lengths(batch)) >= 0.75 * len(batch) * max(lengths(batch)) - 1e-9
         waiting = [ticket for ticket in waiting if ticket not in batch]
@@ -64,44 +64,44 @@ def test_padding_stays_within_its_share(sizes: list[int], max_rows: int) -> None
 def test_without_delay_whatever_waits_runs_at_once() -> None:
     batches = policy()
     add(batches, 0.0, 1, 2)
-    assert rows(batches.decide(0.0, instance_is_free=True).batch) == [1, 2]
+    assert rows(batches.decide(0.0, free_instances=1).batch) == [1, 2]
     assert len(batches) == 0
 
 
 def test_nothing_runs_while_every_instance_is_busy() -> None:
     batches = policy()
     add(batches, 0.0, 1)
-    assert batches.decide(9.0, instance_is_free=False).batch == []
+    assert batches.decide(9.0, free_instances=0).batch == []
 
 
 def test_a_partial_batch_waits_until_its_oldest_has_waited_long_enough() -> None:
     batches = policy(max_queue_delay_s=1.0)
     add(batches, 0.0, 1)
     add(batches, 0.5, 1)
-    early = batches.decide(0.9, instance_is_free=True)
+    early = batches.decide(0.9, free_instances=1)
     assert (early.batch, early.wake_at) == ([], 1.0)
-    assert rows(batches.decide(1.0, instance_is_free=True).batch) == [1, 1]
+    assert rows(batches.decide(1.0, free_instances=1).batch) == [1, 1]
 
 
 def test_a_full_batch_does_not_wait() -> None:
     batches = policy(max_queue_delay_s=1.0)
     add(batches, 0.0, 4, 4, 1)
-    assert rows(batches.decide(0.0, instance_is_free=True).batch) == [4, 4]
-    assert rows(batches.decide(0.0, instance_is_free=True).batch) == []
+    assert rows(batches.decide(0.0, free_instances=1).batch) == [4, 4]
+    assert rows(batches.decide(0.0, free_instances=1).batch) == []
 
 
 def test_a_batch_that_the_next_in_line_does_not_fit_does_not_wait() -> None:
     batches = policy(max_queue_delay_s=1.0)
     add(batches, 0.0, 5, 4)
-    assert rows(batches.decide(0.0, instance_is_free=True).batch) == [5]
+    assert rows(batches.decide(0.0, free_instances=1).batch) == [5]
 
 
 def test_the_largest_preferred_size_is_taken_at_once() -> None:
     batches = policy(max_queue_delay_s=1.0, preferred_batch_sizes=(2, 4))
     add(batches, 0.0, 1, 1, 1, 1, 1)
-    assert rows(batches.decide(0.0, instance_is_free=True).batch) == [1, 1, 1, 1]
-    assert rows(batches.decide(0.0, instance_is_free=True).batch) == []
-    assert rows(batches.decide(1.0, instance_is_free=True).batch) == [1]
+    assert rows(batches.decide(0.0, free_instances=1).batch) == [1, 1, 1, 1]
+    assert rows(batches.decide(0.0, free_instances=1).batch) == []
+    assert rows(batches.decide(1.0, free_instances=1).batch) == [1]
 
 
 def test_only_equal_shapes_share_a_batch_and_none_is_overtaken() -> None:
@@ -109,14 +109,14 @@ def test_only_equal_shapes_share_a_batch_and_none_is_overtaken() -> None:
     add(batches, 0.0, 1, 1, shape_key="a")
     add(batches, 0.0, 1, shape_key="b")
     add(batches, 0.0, 1, shape_key="a")
-    sizes = [len(batches.decide(0.0, instance_is_free=True).batch) for _ in range(3)]
+    sizes = [len(batches.decide(0.0, free_instances=1).batch) for _ in range(3)]
     assert sizes == [2, 1, 1]
 
 
 def test_lower_priority_numbers_go_first_and_unknown_ones_are_default() -> None:
     batches = policy(max_rows=1, priority_levels=3, default_priority_level=2)
     (low,), (unknown,), (high,) = (add(batches, 0.0, 1, priority=p) for p in (3, 9, 1))
-    order = [batches.decide(0.0, instance_is_free=True).batch[0] for _ in range(3)]
+    order = [batches.decide(0.0, free_instances=1).batch[0] for _ in range(3)]
     assert order == [high, unknown, low]
 
 
@@ -132,8 +132,8 @@ def test_a_full_queue_refuses() -> None:
 def test_a_timeout_expires_in_time_even_while_all_is_busy() -> None:
     batches = policy(default_policy=QueuePolicy(timeout_s=1.0))
     (ticket,) = add(batches, 0.0, 1)
-    assert batches.decide(0.5, instance_is_free=False).wake_at == 1.0
-    assert batches.decide(1.0, instance_is_free=False).expired == [ticket]
+    assert batches.decide(0.5, free_instances=0).wake_at == 1.0
+    assert batches.decide(1.0, free_instances=0).expired == [ticket]
     assert len(batches) == 0
 
 
@@ -142,9 +142,9 @@ def test_a_delayed_request_goes_behind_those_on_time() -> None:
     batches = policy(max_rows=1, default_policy=delay)
     (late,) = add(batches, 0.0, 1)
     (fresh,) = add(batches, 0.9, 1)
-    decision = batches.decide(1.0, instance_is_free=True)
+    decision = batches.decide(1.0, free_instances=1)
     assert (decision.batch, decision.expired) == ([fresh], [])
-    assert batches.decide(1.0, instance_is_free=True).batch == [late]
+    assert batches.decide(1.0, free_instances=1).batch == [late]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_request_may_only_shorten_its_timeout(
 def test_without_dynamic_batching_requests_run_alone() -> None:
     batches: BatchPolicy[Ticket] = BatchPolicy(8, None)
     add(batches, 0.0, 1, 1)
-    assert rows(batches.decide(0.0, instance_is_free=True).batch) == [1]
+    assert rows(batches.decide(0.0, free_instances=1).batch) == [1]
 
 
 arrivals = st.lists(
@@ -208,7 +208,7 @@ def test_every_request_leaves_once_in_order_and_no_batch_is_too_large(
     tickets = []
 
     def decide() -> bool:
-        decision = batches.decide(now, instance_is_free=True)
+        decision = batches.decide(now, free_instances=1)
         assert sum(rows(decision.batch)) <= 8
         assert len({ticket.shape_key for ticket in decision.batch}) <= 1
         assert all(ticket.expires_at <= now for ticket in decision.expired)
@@ -243,9 +243,9 @@ def test_a_deadline_holds_whatever_the_queue_grants() -> None:
     patient = QueuePolicy(timeout_s=1.0, timeout_action=TimeoutAction.DELAY)
     batches = policy(default_policy=patient)
     [ticket] = add(batches, 0.0, 1, deadline=5.0)
-    decision = batches.decide(2.0, instance_is_free=False)
+    decision = batches.decide(2.0, free_instances=0)
     assert (decision.expired, decision.wake_at) == ([], 5.0)
-    assert batches.decide(5.0, instance_is_free=False).expired == [ticket]
+    assert batches.decide(5.0, free_instances=0).expired == [ticket]
     assert len(batches) == 0
 
 

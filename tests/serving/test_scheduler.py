@@ -18,6 +18,7 @@ from serving.errors import Expired, InferenceFailed, Overloaded, Unavailable
 from serving.scheduling.batch import BatchLayout
 from serving.scheduling.dynamic import DynamicScheduler
 from serving.scheduling.policy import BatchPolicy
+from serving.scheduling.returns import Returns
 from serving.types import InferRequest, Tensors, TensorSpec
 
 
@@ -70,7 +71,7 @@ def scheduler(
 ) -> DynamicScheduler:
     return DynamicScheduler(
         engine,
-        BatchPolicy(max_rows, batching or Batching()),
+        BatchPolicy(max_rows, batching or Batching(), returns=Returns(instances=instances)),
         BatchLayout(CONFIG),
         instances=instances,
         on_run=lambda run: None,

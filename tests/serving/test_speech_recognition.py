@@ -62,6 +62,7 @@ def test_every_format_rate_and_channel_count_is_understood(
     assert (status, answer["text"]) == (200, TEXT)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_words_have_their_times(speech: RunningServer) -> None:
     status, answer = ask(speech, encoded(spoken("on off")))
     assert status == 200
@@ -138,6 +139,7 @@ def test_ten_minutes_are_windowed_and_stitched(speech: RunningServer, kind: str)
     assert starts == pytest.approx([0.12 + 5 * 0.24 * at for at in range(500)], abs=0.041)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_windows_of_one_recording_share_batches(speech: RunningServer) -> None:
     def counts() -> tuple[float, float]:
         return (
@@ -179,6 +181,8 @@ LYING[40:44] = (2_000_000_000).to_bytes(4, "little")
 NAN = encoded(np.array([0.0] * 500 + [np.nan] * 500), kind="wav of floats")
 
 
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -57,10 +57,12 @@ def ask(server: RunningServer, name: str, document: Any) -> tuple[int, Any]:
     return status, json.loads(answer)
 
 
+@pytest.mark.usefixtures("both_ways")
 def texts(question: Question) -> list[str]:
     return [text.decode() for text in question.tensors["text_input"].ravel()]
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_translation_over_http(echo: RunningServer) -> None:
     parameters = {"src_lang": "en", "tgt_lang": "fr"}
     answer = ask(echo, "translator", {"inputs": "good day", "parameters": parameters})
@@ -76,6 +78,7 @@ def test_translation_over_http(echo: RunningServer) -> None:
     )
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_text_may_name_its_language_itself(echo: RunningServer) -> None:
     answer = ask(echo, "translator", {"inputs": ">>de<< été"})
     assert answer == (200, [{"translation_text": ">>de<< été"}])
@@ -105,6 +108,8 @@ def test_huggingface_hub_clients(echo: RunningServer) -> None:
     assert writer.text_generation("once", return_full_text=True) == "onceonce"
 
 
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize(
     ("name", "document", "message"),
     [
@@ -147,6 +152,7 @@ def test_mistakes_are_named(
     assert message is None or message in answer["error"]
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_what_is_no_text_is_refused(echo: RunningServer) -> None:
     status, answer = call(echo.http_port, "POST", "/models/writer", b"\xff")
     assert status == 400
