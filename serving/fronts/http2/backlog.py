@@ -25,27 +25,27 @@ class Backlog:
 
     def __init__(self, most: int):
         self._most = most
-        self._total = 0
+        self.total = 0
         self._sizes: dict[Sender, int] = {}
 
     def note(self, sender: Sender, size: int) -> None:
         """So much of its message has come; 0 when that is whole, or of no use any more."""
-        was_full = self._total > self._most
-        self._total += size - self._sizes.get(sender, 0)
+        was_full = self.total > self._most
+        self.total += size - self._sizes.get(sender, 0)
         if size:
             self._sizes[sender] = size
         else:
             self._sizes.pop(sender, None)
         if not was_full:
             return
-        if self._total <= self._most:
+        if self.total <= self._most:
             for each in list(self._sizes):
                 each.make_room()
         elif (first := self._first()) is not None:
             first.make_room()
 
     def takes_more(self, sender: Sender) -> bool:
-        return self._total <= self._most or sender not in self._sizes or sender is self._first()
+        return self.total <= self._most or sender not in self._sizes or sender is self._first()
 
     def _first(self) -> Sender | None:
         return next((each for each in self._sizes if each.wants_more), None)
