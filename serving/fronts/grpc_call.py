@@ -41,7 +41,7 @@ log = structlog.get_logger(__name__)
 
 
 class GrpcCall(Stream):
-    """`most_held` bounds what all calls of its connection may hold of requests not yet read."""
+    """`most_held` bounds what all calls of its connection may hold that nobody has read yet."""
 
     __slots__ = (
         "_callbacks",
@@ -133,7 +133,7 @@ class GrpcCall(Stream):
             for message in messages:
                 self._queue.append(message)
                 self._queued += _QUEUED_BYTES + len(message[1])
-            self._hold(self._queued + self._reader.held)
+            self._note_backlog()
             if self.connection.held > self._most_held:
                 raise Aborted(
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -145,7 +145,7 @@ class GrpcCall(Stream):
                 self._news.set_result(None)
         except Aborted as error:
             self._give_up(error.code, error.details)
-        self._make_room()
+        self.make_room()
 
     def lost(self) -> None:
         self._is_cancelled = True
@@ -176,16 +176,34 @@ class GrpcCall(Stream):
             raise Aborted(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message")
         if ends:
             self._start(self._queue.popleft())
-            self._hold(0)
+            self._forget_backlog()
 
     def _start(self, message: Message) -> None:
         self._task = self.connection.loop.create_task(self._run(message))
 
-    def _make_room(self) -> None:
+    @property
+    def wants_more(self) -> bool:
         """Whoever sends more than is read is kept waiting, except in the midst of a message."""
-        if self._queued < WINDOW // 2:
+        return self._queued < WINDOW // 2
+
+    def make_room(self) -> None:
+        """For the caller, unless others are to send first."""
+        if self._unread and self.wants_more and self.connection.backlog.takes_more(self):
             size, self._unread = self._unread, 0
             self.grant(size)
+
+    def _note_backlog(self) -> None:
+        assert self._reader is not None
+        if self._rpc.streams_requests:
+            self._hold(self._queued)
+            self.connection.backlog.note(self, self._reader.held)
+        else:
+            # It is not whole before the stream is.
+            self.connection.backlog.note(self, self._queued + self._reader.held)
+
+    def _forget_backlog(self) -> None:
+        self._hold(0)
+        self.connection.backlog.note(self, 0)
 
     def _hold(self, size: int) -> None:
         self.connection.held += size - self._held
@@ -199,10 +217,9 @@ class GrpcCall(Stream):
                 self._news = self.connection.loop.create_future()
                 await self._news
             message = self._queue.popleft()
-            size = _QUEUED_BYTES + len(message[1])
-            self._queued -= size
-            self._hold(self._held - size)
-            self._make_room()
+            self._queued -= _QUEUED_BYTES + len(message[1])
+            self._hold(self._queued)
+            self.make_room()
             is_compressed, data = message
             yield self._rpc.parse(await self._unpack(data) if is_compressed else data)
 
@@ -222,6 +239,7 @@ class GrpcCall(Stream):
                 is_compressed, data = given
                 given = rpc.parse(await self._unpack(data) if is_compressed else data)
             answer = await rpc.behavior(given, self)
+            del given  # It may be long, and so may the wait for who does not read.
             if not rpc.streams_responses:
                 data = rpc.serialize(answer)
                 if self._send_at_once(data):
@@ -286,8 +304,8 @@ class GrpcCall(Stream):
     def _done(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._held:
-            self._hold(0)
+        if self._reader is not None:
+            self._forget_backlog()
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback(self)

@@ -8,6 +8,7 @@ import grpc
 
 from serving.errors import InvalidRequest, TooLarge
 from serving.fronts.compression import decompress
+from serving.fronts.grpc_blocks import IDENTITY
 
 PREFIX = Struct(">BL")
 """Whether it is compressed, and its length."""
@@ -83,6 +84,8 @@ def too_large(length: int, limit: int) -> Aborted:
 
 def unpack(encoding: str, data: bytes, limit: int) -> bytes:
     """A compressed message. Raises `Aborted`."""
+    if encoding == IDENTITY:
+        raise Aborted(grpc.StatusCode.INTERNAL, "a message is compressed, without a grpc-encoding")
     try:
         return decompress(encoding, data, limit)
     except TooLarge as error:

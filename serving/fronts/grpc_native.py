@@ -15,7 +15,8 @@ from serving.fronts.listening import bind
 from serving.fronts.tls import Tls
 
 _MOST_HELD = 2
-"""Times the largest message: what one connection may have sent that nobody can read yet."""
+"""Times the largest message: what one connection may have sent that nobody can read yet, and the
+same of what nobody has read."""
 
 
 class NativeFront:
@@ -24,7 +25,7 @@ class NativeFront:
     def __init__(self, rpcs: Rpcs, *, max_message_bytes: int, tls: Tls | None):
         self._rpcs = rpcs
         self._limit = max_message_bytes
-        self._most_held = _MOST_HELD * max_message_bytes
+        self.most_held = _MOST_HELD * max_message_bytes
         self._server = Http2Server(self, tls.context(["h2"]) if tls else None)
         self._listener: socket.socket | None = None
 
@@ -47,6 +48,6 @@ class NativeFront:
         if head.rpc is None:
             assert head.refusal is not None
             return Refused(connection, id, peer_is_done, head.refusal)
-        call = GrpcCall(connection, id, peer_is_done, head, head.rpc, self._limit, self._most_held)
+        call = GrpcCall(connection, id, peer_is_done, head, head.rpc, self._limit, self.most_held)
         call.begin()
         return call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -26,6 +27,7 @@ from serving.fronts.grpc_head import read_head
 from serving.fronts.grpc_rpc import Rpc
 from serving.fronts.http2.headers import BlockReader, write_block
 from serving.fronts.http2.outgoing import Outgoing
+from serving.fronts.listening import SILENT_S
 from tests.serving.http2_peer import (
     ACK,
     CONTINUATION,
@@ -253,6 +255,21 @@ def test_a_reset_takes_the_request_back(running: RunningServer, peer: Peer) -> N
     peer.ping()
     peer.socket.close()
     await_true(lambda: cancelled() == before + 2)
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux, which tells")
+def test_whoever_says_nothing_is_asked_whether_it_is_there(
+    running: RunningServer, peer: Peer
+) -> None:
+    peer.call(ECHO)
+    ends = running.grpc_port, peer.socket.getsockname()[1]
+    timers = {
+        tuple(int(end.split(":")[1], 16) for end in fields[1:3]): fields[5]
+        for fields in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:])
+    }
+    what, left = timers[ends].split(":")
+    assert what == "02"  # keepalive's
+    assert int(left, 16) / os.sysconf("SC_CLK_TCK") == pytest.approx(SILENT_S, abs=10)
 
 
 def test_what_is_in_flight_is_answered_before_the_end(tmp_path: Path) -> None:

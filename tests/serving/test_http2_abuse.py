@@ -12,10 +12,12 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving.fronts.http2.connection import MAX_STREAMS, PREFACE_S
 from serving.fronts.http2.credit import MOST_IDLE
 from serving.fronts.http2.headers import write_block
+from serving.fronts.http2.stream import WINDOW
 from tests.serving.http2_peer import (
     CONTINUATION,
     DATA,
@@ -55,6 +57,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
     repository = tmp_path_factory.mktemp("http2")
     write_fake(repository, "echo")
     write_fake(repository, "slow", delay_ms=300)
+    write_fake(repository, "wide", dims="[-1]")
     with serving(repository, "--http-max-input-size", str(MAX_BYTES)) as server:
         yield server
         assert server.events("unexpected error") == []
@@ -116,6 +119,12 @@ REFUSED: dict[str, tuple[list[tuple[str, str]], bytes, str, str]] = {
         framed(gzipped(bytes(MAX_BYTES + 1)), compressed=True),
         "RESOURCE_EXHAUSTED",
         f"limit of {MAX_BYTES}",
+    ),
+    "compressed, nobody knows how": (
+        head(),
+        framed(gzipped(ECHO), compressed=True),
+        "INTERNAL",
+        "without a grpc-encoding",
     ),
     "damaged": (head(**GZIP), framed(b"gzip", compressed=True), "INVALID_ARGUMENT", "not gzip"),
     "an unknown encoding": (
@@ -255,7 +264,16 @@ WRONG: dict[str, tuple[bytes, int]] = {
     ),
     "half a setting": (frame(SETTINGS, 0, 0, bytes(5)), FRAME_SIZE_ERROR),
     "settings of a stream": (frame(SETTINGS, 0, 1), PROTOCOL_ERROR),
-    "an acknowledgement that says something": (frame(SETTINGS, 1, 0, bytes(6)), PROTOCOL_ERROR),
+    "an acknowledgement that says something": (frame(SETTINGS, 1, 0, bytes(6)), FRAME_SIZE_ERROR),
+    "a ping of a stream": (frame(PING, 0, 1, bytes(8)), PROTOCOL_ERROR),
+    "half a block of stream 0": (
+        frame(HEADERS, 0, 0, block()) + frame(PING, 0, 0, bytes(8)),
+        PROTOCOL_ERROR,
+    ),
+    "a number that does not end": (
+        frame(HEADERS, END_HEADERS, 1, b"\0\x7f" + b"\xff" * 30_000),
+        COMPRESSION_ERROR,
+    ),
     "a window that is too large": (
         frame(SETTINGS, 0, 0, b"\0\x04\xff\xff\xff\xff"),
         FLOW_CONTROL_ERROR,
@@ -294,7 +312,9 @@ WRONG: dict[str, tuple[bytes, int]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_breaks_the_protocol_ends_the_connection(running: RunningServer, case: str) -> None:
     data, code = WRONG[case]
-    assert raw_goaway(running.grpc_port, START, data)[0] == code
+    found, text = raw_goaway(running.grpc_port, START, data)
+    assert found == code
+    assert 10 < len(text) < 100
 
 
 @pytest.mark.parametrize(
@@ -362,25 +382,70 @@ def test_floods_end_the_connection(running: RunningServer, case: str) -> None:
     assert is_up(running)
 
 
+def test_what_was_on_its_way_to_a_stream_that_ended_is_no_flood(peer: Peer) -> None:
+    id = peer.open([*head(STREAM), ("triton_grpc_error", "true")])
+    peer.send(id, framed(infer_message("nowhere", 1, 2, 3, 4)), ends=False)
+    assert peer.answer(id).status == grpc.StatusCode.NOT_FOUND.value[0]
+    peer.raw(frame(DATA, 0, id, framed(infer_message("echo", 1, 2, 3, 4))) * COUNT)
+    assert peer.call(ECHO).values() == [1, 2, 3, 4]
+
+
+def test_settings_that_change_back_and_forth_hold_up_nobody(peer: Peer) -> None:
+    """The window of each stream changes with them."""
+    headers = plain_block(head(STREAM))
+    peer.raw(*(frame(HEADERS, END_HEADERS, 2 * i + 1, headers) for i in range(MAX_STREAMS)))
+    peer.ping()
+    changes = b"".join(b"\0\x04" + (65_535 + i).to_bytes(4, "big") for i in range(32))
+    since = time.monotonic()
+    peer.raw(frame(SETTINGS, 0, 0, changes) * 100)
+    peer.ping()
+    assert time.monotonic() - since < 1
+
+
 def test_what_gets_something_done_is_no_flood(peer: Peer) -> None:
-    for _ in range(MOST_IDLE // 2):
-        assert peer.call(ECHO).status == 0
-        peer.raw(frame(PING, 0, 0, bytes(8)) * 3)
+    for _ in range(MOST_IDLE // 10):
+        for _ in range(3):
+            assert peer.call(ECHO).status == 0
+        peer.raw(frame(PING, 0, 0, bytes(8)) * 11)
     peer.ping()
 
 
-def test_held_bytes_are_bounded(running: RunningServer) -> None:
-    """Many messages of which the end does not come."""
+def test_a_thousand_calls_at_once_are_no_flood(running: RunningServer) -> None:
+    """gRPC widens the window of each; and those that have waited too long are taken back."""
+    message = service_pb2.ModelInferRequest.FromString(infer_message("slow", 1, 2, 3, 4))
+    with grpc.insecure_channel(running.grpc) as channel:
+        stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        waiting = [stub.ModelInfer.future(message) for _ in range(1300)]
+        assert {each.code() for each in waiting} == {grpc.StatusCode.OK}
+        for _ in range(2):
+            waiting = [stub.ModelInfer.future(message, timeout=0.2) for _ in range(1000)]
+            codes = {each.code() for each in waiting}
+            assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+def test_messages_that_are_not_whole_take_turns(running: RunningServer) -> None:
+    """Beyond a bound only the first is given room to go on, and then the next; none fails."""
+    data, half = framed(bytes(MAX_BYTES)), WINDOW // 2
     with Peer(running.grpc_port) as peer:
-        ids = []
-        while all(not answer.ended for answer in peer.answers.values()):
-            ids.append(peer.open(head()))
-            peer.send(ids[-1], framed(bytes(MAX_BYTES))[: 1 << 19], ends=False)
-            peer.ping()
-            assert len(ids) < 20
-        refused = [answer for answer in peer.answers.values() if answer.ended]
-        assert refused[0].status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-        assert 2 * MAX_BYTES < len(ids) << 19 <= 2 * MAX_BYTES + (1 << 20)
+        ids = [peer.open(head()) for _ in range(20)]
+        for id in ids:
+            peer.send(id, data[:half], ends=False)
+        peer.ping()
+        room = [peer.h2.local_flow_control_window(id) for id in ids]
+        free = 2 * MAX_BYTES // half
+        assert min(room[:free]) > WINDOW - WINDOW // 4
+        assert set(room[free + 1 :]) == {WINDOW - half}
+        for id in ids:
+            peer.send(id, data[half:])
+            assert peer.answer(id).status == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+
+
+def test_many_large_messages_at_once_are_all_answered(running: RunningServer) -> None:
+    message = service_pb2.ModelInferRequest.FromString(infer_message("wide", *range(700_000)))
+    with grpc.insecure_channel(running.grpc) as channel:
+        stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        waiting = [stub.ModelInfer.future(message) for _ in range(8)]
+        assert {each.exception(timeout=60) for each in waiting} == {None}
 
 
 def test_calls_that_end_before_they_have_begun(running: RunningServer) -> None:

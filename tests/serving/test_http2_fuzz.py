@@ -146,9 +146,10 @@ RPCS = {INFER: Rpc(echo, bytes, bytes), STREAM: Rpc(echo_each, bytes, bytes, Tru
 async def test_nothing_is_left_of_a_connection(
     data: bytes, cuts: list[int], is_paused: bool
 ) -> None:
-    front = NativeFront(RPCS, max_message_bytes=10_000)
+    front = NativeFront(RPCS, max_message_bytes=10_000, tls=None)
+    came: list[Connection] = []
     left: list[Connection] = []
-    connection = Connection(front, left.append)
+    connection = Connection(front, came.append, left.append)
     wire: Any = Wire()
     connection.connection_made(wire)
     if is_paused:
@@ -165,6 +166,7 @@ async def test_nothing_is_left_of_a_connection(
     connection.connection_lost(None)
     for _ in range(3):
         await asyncio.sleep(0)
-    assert left == [connection]
+    assert came == left == [connection]
+    assert connection.backlog.total == 0
     assert (connection.streams, connection.held, len(connection._waiting)) == ({}, 0, 0)
     assert asyncio.all_tasks() == {asyncio.current_task()}

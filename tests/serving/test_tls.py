@@ -80,6 +80,10 @@ def secured(
         repository, *options(files, mutual=False), "--grpc-front", request.param
     ) as server:
         yield server
+        silent = socket.create_connection(("127.0.0.1", server.grpc_port))
+    # Neither who has failed to shake hands nor who has not begun is in the way of its end.
+    with silent:
+        assert server.process.returncode == 0
 
 
 @pytest.fixture(scope="module", params=FRONTS)

@@ -8,6 +8,7 @@ from struct import Struct
 from typing import Any, Protocol
 
 from serving.fronts.http2 import frames
+from serving.fronts.http2.backlog import Backlog
 from serving.fronts.http2.credit import Credit
 from serving.fronts.http2.frames import Code, ConnectionFault, StreamFault, frame
 from serving.fronts.http2.headers import BlockReader, Headers
@@ -19,10 +20,12 @@ MAX_STREAMS = 1024
 """At the same time, on one connection."""
 MAX_LIST_BYTES = 16 * 1024
 """Of headers: what peers are told."""
-MAX_SETTINGS = 32
-"""In one frame."""
+MAX_SETTINGS_BYTES = 32 * 6
+"""Of one frame."""
 CONNECTION_WINDOW = 1 << 26
 """What nobody reads is kept back stream by stream, so it need not be small."""
+BRIEF_S = 0.05
+"""Who takes a request back after that has waited for it, which is no flood."""
 _SETTINGS_COST = 10
 """In frames that get nothing done: each may concern all streams."""
 PREFACE_S = 10.0
@@ -36,6 +39,9 @@ _GOAWAY = Struct(">LL")
 class Application(Protocol):
     """What is served over the connections."""
 
+    most_held: int
+    """Bytes of messages of which the end has not come, on one connection; see `Backlog`."""
+
     def understand(self, headers: Headers) -> Any:
         """What headers say. It is kept for those that come again, so nothing may change it.
 
@@ -47,19 +53,28 @@ class Application(Protocol):
 
 
 class Connection(Incoming, Outgoing):
-    """`left` is called when it is no more."""
+    """`came` is called when there is a peer, and `left` when there is none any more."""
 
-    def __init__(self, application: Application, left: Callable[[Connection], None]):
+    def __init__(
+        self,
+        application: Application,
+        came: Callable[[Connection], None],
+        left: Callable[[Connection], None],
+    ):
         Incoming.__init__(self)
         Outgoing.__init__(self)
         self.streams: dict[int, Stream] = {}
         self.held = 0
-        """Bytes that wait on its streams for more, or for somebody to read them."""
+        """Bytes that wait on its streams for somebody to read them."""
+        self.backlog = Backlog(application.most_held)
         self._application = application
+        self._came = came
         self._left = left
         self._reader: BlockReader[Any] = BlockReader(application.understand)
         self._window_in = CONNECTION_WINDOW
         self._ungranted = 0
+        self._late = 0
+        """Bytes that may still come for streams that we have ended."""
         self._data_stream: Stream | None = None
         """Whose data is being read; None if there is no such stream any more."""
         self._data_ends = False
@@ -82,6 +97,7 @@ class Connection(Incoming, Outgoing):
         more = frames.NUMBER.pack(CONNECTION_WINDOW - frames.DEFAULT_WINDOW)
         self.write(frames.settings_frame(settings) + frame(frames.WINDOW_UPDATE, 0, 0, more))
         self._timer = self.loop.call_later(PREFACE_S, self.transport.abort)
+        self._came(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_ending = True
@@ -103,8 +119,9 @@ class Connection(Incoming, Outgoing):
     def ended(self, stream: Stream) -> None:
         """Its last frame has been written."""
         if not stream.peer_is_done:
-            # What the peer still wants to send is of no use any more.
+            # What the peer still wants to send is of no use any more; some is on its way.
             self.write(_reset(stream.id, Code.NO_ERROR))
+            self._late = min(self._late + stream.window_in, CONNECTION_WINDOW)
         if not self.is_paused:
             self.earn()
         self._forget(stream.id)
@@ -189,7 +206,10 @@ class Connection(Incoming, Outgoing):
         stream = self.streams.get(id)
         if stream is None:
             self._check_old(id, "DATA")
-            self._charge()
+            if 0 < length <= self._late:
+                self._late -= length
+            else:
+                self._charge()
             return
         if stream.peer_is_done:
             raise StreamFault(Code.STREAM_CLOSED, "data after the end of a stream")
@@ -280,8 +300,10 @@ class Connection(Incoming, Outgoing):
             self._check_old(id, "WINDOW_UPDATE")
 
     def _take_ping(self, id: int, flags: int, payload: bytes) -> None:
-        if id or len(payload) != 8:
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "PING has eight bytes, and no stream")
+        if id:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "PING has no stream")
+        if len(payload) != 8:
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "PING has eight bytes")
         self._charge()
         if not flags & frames.ACK:
             self.write(frame(frames.PING, frames.ACK, 0, payload))
@@ -289,15 +311,17 @@ class Connection(Incoming, Outgoing):
             self._take_no_more()
 
     def _take_settings(self, id: int, flags: int, payload: bytes) -> None:
-        if id or (flags & frames.ACK and payload):
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "SETTINGS has no stream; with ACK, nothing")
+        if id:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "SETTINGS has no stream")
+        if flags & frames.ACK and payload:
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "SETTINGS with ACK has nothing in it")
         self._charge(_SETTINGS_COST)
         if flags & frames.ACK:
             return
-        settings = list(frames.read_settings(payload))
-        if len(settings) > MAX_SETTINGS:
+        if len(payload) > MAX_SETTINGS_BYTES:
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many settings")
-        for name, value in settings:
+        # Of those that come twice the last counts: each may concern all streams.
+        for name, value in dict(frames.read_settings(payload)).items():
             if name == frames.INITIAL_WINDOW_SIZE:
                 change = value - self.initial_window_out
                 self.initial_window_out = value
@@ -313,8 +337,11 @@ class Connection(Incoming, Outgoing):
     def _take_reset(self, id: int, payload: bytes) -> None:
         frames.number(payload, "RST_STREAM")
         self._check_old(id, "RST_STREAM")
-        self._charge()
         stream = self.streams.get(id)
+        if stream is not None and self.loop.time() - stream.since >= BRIEF_S:
+            self.earn()
+        else:
+            self._charge()
         if stream is not None:
             stream.lose()
             self._forget(id)

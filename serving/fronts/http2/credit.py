@@ -6,8 +6,9 @@ from time import monotonic
 
 from serving.fronts.http2.frames import Code, ConnectionFault
 
-MOST_IDLE = 1000
-"""Frames that get nothing done, such as pings and resets, which a peer may send at once."""
+MOST_IDLE = 4096
+"""Frames that get nothing done, such as pings and resets, which a peer may send at once. That is
+four for each stream of `MAX_STREAMS`: clients widen the windows of all, and may take all back."""
 IDLE_PER_S = 100
 """It gets so many more every second."""
 EARNED = 4

@@ -46,8 +46,11 @@ class BlockReader(Generic[Head]):
             raise ConnectionFault(
                 Code.ENHANCE_YOUR_CALM, f"headers have more than {MAX_DECODED_BYTES} bytes"
             ) from None
-        except (HPACKError, IndexError) as error:
-            raise ConnectionFault(Code.COMPRESSION_ERROR, str(error)) from None
+        except (HPACKError, IndexError):
+            # Their messages repeat what came, which may be long.
+            raise ConnectionFault(
+                Code.COMPRESSION_ERROR, "a block of headers cannot be read"
+            ) from None
         # Every entry is an object of its own, so a new one is told from an old one that is equal.
         is_same = (
             before == (table.maxsize, len(table.dynamic_entries))

@@ -78,7 +78,7 @@ class Incoming(ABC):
             word, flags, id = frames.HEAD.unpack_from(data, at)
             id &= frames.LARGEST_STREAM_ID
             length, kind = word >> 8, word & 0xFF
-            if self._block_stream and (kind != frames.CONTINUATION or id != self._block_stream):
+            if self._block and (kind != frames.CONTINUATION or id != self._block_stream):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "a block of headers is not complete")
             begin = at + frames.HEAD_BYTES
             at = begin + length
@@ -133,14 +133,13 @@ class Incoming(ABC):
             self.take_frame(kind, flags, id, payload)
 
     def _continue(self, id: int, flags: int, payload: bytes) -> None:
-        if not self._block_stream:
+        if not self._block:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "CONTINUATION of nothing")
         self._block.append(payload)
         _check_length(sum(map(len, self._block)), MAX_BLOCK_BYTES)
         _check_length(len(self._block), _MOST_PARTS)
         if flags & frames.END_HEADERS:
             block, self._block = b"".join(self._block), []
-            self._block_stream = 0
             self.take_headers(id, block, self._block_ends)
 
 

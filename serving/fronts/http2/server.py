@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 
-from serving.fronts.http2.connection import Application, Connection
+from serving.fronts.http2.connection import PREFACE_S, Application, Connection
 
 CLOSE_S = 0.5
 """For what was written last to leave."""
@@ -22,15 +22,21 @@ class Http2Server:
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
         self._is_empty = asyncio.Event()
+        self._is_stopping = False
 
     async def start(self, listener: socket.socket) -> None:
         """Listen on a bound socket."""
         self._listener = await self._loop.create_server(
-            self._connect, sock=listener, backlog=1024, ssl=self._secured
+            self._connect,
+            sock=listener,
+            backlog=1024,
+            ssl=self._secured,
+            ssl_handshake_timeout=PREFACE_S if self._secured else None,
         )
 
     async def stop(self, grace_s: float) -> None:
         """Take no more connections and streams; what is there after the grace is ended."""
+        self._is_stopping = True
         if self._listener is not None:
             self._listener.close()
         for connection in list(self._connections):
@@ -53,9 +59,13 @@ class Http2Server:
                 return
 
     def _connect(self) -> Connection:
-        connection = Connection(self._application, self._leave)
+        return Connection(self._application, self._come, self._leave)
+
+    def _come(self, connection: Connection) -> None:
+        # Not before: over TLS many are begun from which nothing is ever heard again.
         self._connections.add(connection)
-        return connection
+        if self._is_stopping:
+            connection.drain()
 
     def _leave(self, connection: Connection) -> None:
         self._connections.discard(connection)

@@ -46,6 +46,7 @@ class Stream(ABC):
         "id",
         "is_done",
         "peer_is_done",
+        "since",
         "window_in",
         "window_out",
     )
@@ -55,6 +56,7 @@ class Stream(ABC):
         self.id = id
         self.peer_is_done = peer_is_done
         self.is_done = False
+        self.since = connection.loop.time()
         self.window_in = WINDOW
         self.window_out = connection.initial_window_out
         self._ungranted = 0
