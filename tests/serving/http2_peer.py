@@ -153,6 +153,8 @@ class Peer:
         self.answers: dict[int, Answer] = {}
         self.events: list[Event] = []
         self._pings = itertools.count()
+        self._unread = b""
+        self._is_ending = False
         self.reads = reads
         """Whether it makes room for what it has read."""
         self.h2.initiate_connection()
@@ -213,8 +215,16 @@ class Peer:
         data = self.socket.recv(1 << 16)
         if not data:
             raise ConnectionResetError("the server has closed the connection")
-        for event in self.h2.receive_data(data):
-            self._take(event)
+        self._unread += data
+        while len(self._unread) >= 9 and not self._is_ending:
+            end = 9 + int.from_bytes(self._unread[:3], "big")
+            if len(self._unread) < end:
+                break
+            # After a GOAWAY h2 reads nothing, so that must not come with what was before it.
+            self._is_ending = self._unread[3] == GOAWAY
+            piece, self._unread = self._unread[:end], self._unread[end:]
+            for event in self.h2.receive_data(piece):
+                self._take(event)
         self.flush()
 
     def _take(self, event: Event) -> None:
@@ -251,7 +261,7 @@ class Peer:
 
     def rest(self) -> list[Frame]:
         """What comes until the server closes, without h2, which reads nothing after a GOAWAY."""
-        data = b""
+        data = self._unread
         while piece := self.socket.recv(1 << 16):
             data += piece
         return frames(data)

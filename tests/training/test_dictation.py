@@ -192,6 +192,15 @@ def tones() -> Corpus:
     )
 
 
+def test_an_only_head_is_guided() -> None:
+    recipe = spoken_numbers_whisper(tiny=True)
+    model = recipe.model.model_copy(update={"heads": 1, "seconds": 3})
+    workload = DictationWorkload(recipe.model_copy(update={"model": model}), tones())
+    chance = torch.Generator().manual_seed(0)
+    loss, _ = workload.loss(workload.build(), workload.split.train[:2], chance)
+    assert bool(torch.isfinite(loss))
+
+
 def test_what_is_said_is_learned_and_when() -> None:
     recipe = spoken_numbers_whisper(tiny=True)
     recipe = recipe.model_copy(

@@ -58,10 +58,13 @@ class Learner(nn.Module):
         )
 
     def _note(self, module: nn.Module, inputs: object, output: tuple[Tensor, Tensor]) -> None:
-        """The first half of a layer's heads is guided; the others look where they like."""
+        """The first half of a layer's heads is guided; the others look where they like.
+
+        An only one is guided.
+        """
         if self.training:
             weights = output[1]
-            self._attended.append(weights[:, : weights.shape[1] // 2])
+            self._attended.append(weights[:, : (weights.shape[1] + 1) // 2])
 
 
 def _telling(config: WhisperConfig) -> WhisperConfig:
