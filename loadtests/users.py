@@ -301,6 +301,10 @@ class SpokenNumbersLiveUser(AskingUser):
     tasks = _tasks("spoken-numbers-live")
 
 
+class SpokenNumbersWhisperUser(AskingUser):
+    tasks = _tasks("spoken-numbers-whisper")
+
+
 class DigitsDiffusionUser(AskingUser):
     tasks = _tasks("digits-diffusion")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import wave
 from collections.abc import Iterator
 
 import pytest
@@ -48,3 +51,30 @@ def test_a_recogniser_hears_its_example(shipped: RunningServer, model: str) -> N
     card = (SHIPPED / model / "1" / "README.md").read_text()
     assert set(expected.split()) <= set(RecognizerSettings.load(SHIPPED / model / "1").words)
     assert f'{{"text": "{expected}"' in card
+
+
+def test_a_recogniser_that_writes_hears_its_example_and_when(shipped: RunningServer) -> None:
+    model = "spoken-numbers-whisper"
+    recording, expected = example(model)
+    plain = json.dumps(
+        {
+            "inputs": base64.b64encode(recording).decode(),
+            "parameters": {"return_timestamps": False},
+        }
+    )
+    status, body = call(
+        shipped.http_port,
+        "POST",
+        f"/models/{model}",
+        plain.encode(),
+        {"Content-Type": "application/json"},
+    )
+    assert (status, json.loads(body)["text"]) == (200, expected)
+    _, body = call(shipped.http_port, "POST", f"/models/{model}", recording)
+    chunks = json.loads(body)["chunks"]
+    with wave.open(io.BytesIO(recording)) as file:
+        duration_s = file.getnframes() / file.getframerate()
+    times = [second for chunk in chunks for second in chunk["timestamp"]]
+    assert times == sorted(times)
+    assert 0 <= times[0] < times[-1] <= duration_s + 0.1
+    assert f'{{"text": "{expected}"' in (SHIPPED / model / "1" / "README.md").read_text()

@@ -1,8 +1,9 @@
 """What the graphs alone can do: the rate at which nothing but they would translate.
 
-Each of --processes encodes 32 of the texts of translation.py, those of like length together, and
-then runs the step graph on 32 rows as often as an answer has tokens on average, again and again,
-each with one thread. Nobody chooses a token, keeps a request or speaks HTTP.
+Each of --processes encodes 32 of the texts of translation.py, those of like length together, or 32
+windows of sound if the model hears, and then runs the step graph on 32 rows as often as an answer
+has tokens on average, again and again, each with one thread. Nobody chooses a token, keeps a
+request or speaks HTTP.
 
   python loadtests/bench/floor.py --model-repository model_repo --model translator
 """
@@ -12,20 +13,25 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 from processes import ROOT
 from texts import Writer
 
-from serving.engines.onnx_graph import open_graph
+from serving.engines.onnx_graph import OnnxGraph, open_graph
 from serving.repository import Repositories
+from serving.speech.whisper import WAVEFORM
 from serving.steppers.beginnings import alike, padded
 from serving.steppers.tokens import DECODER_FILE, ENCODER_FILE
 from serving.text import load_tokenizer
 from serving.types import Tensors
 
 ROWS = 32
+_TEXTS = 2016
 
 
 def main() -> None:
@@ -34,7 +40,11 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--model-repository", type=Path, default=ROOT / "model_repo", metavar="DIR")
-    add("--model", default="translator", help="an encoder-decoder (translator)")
+    add(
+        "--model",
+        default="translator",
+        help="an encoder-decoder (translator)",
+    )
     add("--processes", type=int, default=2, help="(2)")
     add("--seconds", type=float, default=10.0, help="(10)")
     add("--tokens", type=int, default=14, help="of an answer, on average (14)")
@@ -48,6 +58,16 @@ def main() -> None:
     print(f"{1e6 * np.mean([take for _, _, take in found]):.1f} µs of a core for a source token")
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What an encoder is given for as many rows as are stepped, again and again."""
+
+    feeds: Sequence[Sequence[Tensors]]
+    """For each time, the runs that they take."""
+    lengths: Sequence[Sequence[int]]
+    """Positions that the decoder attends to in each row's source."""
+
+
 def measure(
     repository: Path, model: str, seconds: float, tokens: int
 ) -> tuple[float, float, float]:
@@ -55,11 +75,9 @@ def measure(
     [version] = Repositories([repository]).read(model)
     encoder = open_graph(version.directory / ENCODER_FILE, version.config)
     decoder = open_graph(version.directory / DECODER_FILE, version.config)
-    tokenizer = load_tokenizer(version.directory)
-    codes = [f">>{language}<<" for language in tokenizer.languages]
-    writer = Writer(lambda text: len(tokenizer.encode(text)), codes)
-    texts = [tokenizer.encode(each.text) for each in writer.mixed(2000)]
-    longest = max(map(len, texts))
+    hears = any(spec.name == WAVEFORM for spec in encoder.inputs)
+    sources = _windows(encoder) if hears else _texts(version.directory)
+    longest = max(map(max, sources.lengths))
     known: Tensors = {
         "input_ids": np.ones((ROWS, 1), np.int64),
         "positions": np.zeros((ROWS, 1), np.int64),
@@ -85,17 +103,13 @@ def measure(
     stepping = taking = 0.0
     made = taken = 0
     started = time.monotonic()
-    while time.monotonic() - started < seconds:
-        now = [texts[(made + index) % len(texts)] for index in range(ROWS)]
-        for group in alike(now, [len(text) for text in now]):
-            ids = padded(group, 0)
-            lengths = np.array([len(text) for text in group])
-            mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
+    for feeds, lengths in cycle(zip(sources.feeds, sources.lengths, strict=True)):
+        for feed in feeds:
             began = time.perf_counter()
-            encoder.run({"input_ids": ids, "attention_mask": mask})
+            encoder.run(feed)
             taking += time.perf_counter() - began
-        taken += sum(map(len, now))
-        known["source_lengths"][:] = [len(text) for text in now]
+        taken += sum(lengths)
+        known["source_lengths"][:] = lengths
         for position in range(tokens):
             known["positions"][:] = position
             known["lengths"][:] = position + 1
@@ -103,7 +117,39 @@ def measure(
             step()
             stepping += time.perf_counter() - began
         made += ROWS * tokens
+        if time.monotonic() - started >= seconds:
+            break
     return made / (time.monotonic() - started), stepping / made, taking / taken
+
+
+def _texts(directory: Path) -> Sources:
+    """Texts of all lengths, those of like length together."""
+    tokenizer = load_tokenizer(directory)
+    codes = [f">>{language}<<" for language in tokenizer.languages]
+    writer = Writer(lambda text: len(tokenizer.encode(text)), codes)
+    texts = [tokenizer.encode(each.text) for each in writer.mixed(_TEXTS)]
+    feeds, lengths = [], []
+    for start in range(0, len(texts) - ROWS + 1, ROWS):
+        now = texts[start : start + ROWS]
+        lengths.append([len(text) for text in now])
+        feeds.append([_text_feed(group) for group in alike(now, lengths[-1])])
+    return Sources(feeds, lengths)
+
+
+def _text_feed(group: Sequence[Sequence[int]]) -> Tensors:
+    ids = padded(group, 0)
+    sizes = np.array([len(text) for text in group])
+    mask = (np.arange(ids.shape[1]) < sizes[:, None]).astype(np.int64)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _windows(encoder: OnnxGraph) -> Sources:
+    """Windows of noise, each by itself: they all take the same."""
+    [waveform] = encoder.inputs
+    noise = np.random.default_rng(1).normal(0.0, 0.1, waveform.shape[1])
+    frames = next(spec.shape[2] for spec in encoder.outputs)
+    feed = {WAVEFORM: noise[np.newaxis].astype(np.float32)}
+    return Sources([[feed] * ROWS], [[frames] * ROWS])
 
 
 if __name__ == "__main__":

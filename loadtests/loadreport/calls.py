@@ -51,8 +51,11 @@ class Unreadable(Exception):
 
 
 def calls(model: ShippedModel, front: Front, samples: Sequence[Sample]) -> list[Call]:
-    # A tensor of logits over time is not yet words.
-    if model.kind in ("speech", "live") and front in ("v2_http", "v2_grpc"):
+    # A tensor of logits over time is not yet words; and one that writes is not sure of its words
+    # when they are louder.
+    if model.kind == "dictation" or (
+        model.kind in ("speech", "live") and front in ("v2_http", "v2_grpc")
+    ):
         samples = [replace(sample, truth=None) for sample in samples]
     return [_call(model, front, sample) for sample in samples]
 
@@ -176,7 +179,7 @@ def _said(model: ShippedModel, front: Front, answer: Answer) -> str:
 
 def _of_tensor(model: ShippedModel, raw: bytes, shape: Sequence[int]) -> str:
     match model.kind:
-        case "text":
+        case "text" | "dictation":
             return raw[4:].decode()
         case "picture":
             return base64.b64encode(raw).decode()

@@ -62,11 +62,11 @@ class GraphFloor:
     def measure(self, work_per_request: float | None) -> None:
         """Add a round. `work_per_request` is what a model that takes steps makes for a request."""
         repository, name, _ = self._given
-        if self._kind == "text":
+        if self._kind in ("text", "dictation"):
             tokens = round(work_per_request or 1)
             cores = os.cpu_count() or 1
             rate = alone(_steps_of_a_text, repository, name, self._seconds, tokens, cores)
-            way = f"encoder and step graph alone on {floor.ROWS} rows, {tokens} tokens a text"
+            way = f"encoder and step graph alone on {floor.ROWS} rows, {tokens} tokens a request"
             self._add(f"{way}, a thread on each of {cores} cores", rate / tokens)
             return
         if self._kind == "picture":

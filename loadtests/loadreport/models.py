@@ -11,7 +11,7 @@ from loadreport.pools import POOLS, Sample
 Front = Literal["v2_http", "v2_grpc", "task", "openai", "stream"]
 """Protocol v2 over HTTP or gRPC; POST /models/NAME; OpenAI's routes; generate_stream."""
 
-Kind = Literal["label", "text", "speech", "live", "picture"]
+Kind = Literal["label", "text", "speech", "live", "dictation", "picture"]
 """What the answer is; live speech goes to the model in pieces, and so not as one v2 request."""
 
 
@@ -39,6 +39,10 @@ MODELS: Mapping[str, ShippedModel] = {
         ShippedModel("translator", "text", "text_input", "text_output", (*_ALL, "stream"), 250),
         ShippedModel("spoken-numbers", "speech", "waveform", "logits", (*_ALL, "openai"), 250),
         ShippedModel("spoken-numbers-live", "live", "waveform", "logits", ("task", "openai"), 500),
+        ShippedModel(
+            *("spoken-numbers-whisper", "dictation", "waveform", "text_output"),
+            *((*_ALL, "openai"), 1000),
+        ),
         ShippedModel(
             "digits-diffusion", "picture", "prompt", "image", (*_ALL, "openai", "stream"), 1000
         ),

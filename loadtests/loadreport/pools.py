@@ -114,5 +114,6 @@ POOLS: Mapping[str, Callable[[], list[Sample]]] = {
     "translator": phrases,
     "spoken-numbers": partial(recordings, "spoken-numbers"),
     "spoken-numbers-live": partial(recordings, "spoken-numbers-live"),
+    "spoken-numbers-whisper": partial(recordings, "spoken-numbers-whisper"),
     "digits-diffusion": prompts,
 }
