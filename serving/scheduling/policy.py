@@ -114,11 +114,13 @@ class BatchPolicy(Generic[T]):
             oldest = min(oldest, ticket.queued_at)
             if rows in self._preferred:
                 preferred = len(batch)
+        if not batch:
+            return [], math.inf
         if preferred:
             return batch[:preferred], now
         longest_s = self._rules.max_queue_delay_s
         due = oldest + longest_s
-        if batch and longest_s and self._returns is not None and not self._preferred:
+        if longest_s and self._returns is not None and not self._preferred:
             # While another instance is free, those who come will not wait for this one.
             alone = free_instances == 1
             due = self._returns.wait_until(rows, oldest, now, longest_s) if alone else now

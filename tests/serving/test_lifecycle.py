@@ -7,11 +7,13 @@ import http.client
 import json
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc
 import tritonclient.http
@@ -216,3 +218,21 @@ def test_no_repository_is_one_sentence(tmp_path: Path) -> None:
     result = run_slipway("check", str(tmp_path / "nowhere"))
     assert result.returncode == 1
     assert "no such directory" in result.stderr
+
+
+def test_a_server_that_is_not_asked_anything_does_nothing(tmp_path: Path) -> None:
+    write_model(tmp_path, "batches", operation="Add")
+    write_model(tmp_path, "alone", operation="Add", extra="")
+    with serving(tmp_path) as server:
+        for model in ("batches", "alone"):
+            assert ask(server, "http", model, 1.0) == 2.0
+        process = psutil.Process(server.process.pid)
+        # Some of it is for building what the first calls did not need.
+        await_true(lambda: share_of_a_core(process) < 0.1)
+
+
+def share_of_a_core(process: psutil.Process) -> float:
+    """Over half a second."""
+    before = sum(process.cpu_times()[:2])
+    time.sleep(0.5)
+    return (sum(process.cpu_times()[:2]) - before) / 0.5

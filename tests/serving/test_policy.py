@@ -171,6 +171,15 @@ def test_without_dynamic_batching_requests_run_alone() -> None:
     assert rows(batches.decide(0.0, free_instances=1).batch) == [1]
 
 
+@pytest.mark.parametrize("batching", [None, Batching(), Batching(max_queue_delay_s=0.1)])
+def test_nobody_is_woken_while_nothing_waits(batching: Batching | None) -> None:
+    batches: BatchPolicy[Ticket] = BatchPolicy(8, batching)
+    assert batches.decide(0.0, free_instances=1).wake_at == math.inf
+    add(batches, 0.0, 1)
+    assert batches.decide(0.2, free_instances=1).batch
+    assert batches.decide(0.2, free_instances=1).wake_at == math.inf
+
+
 arrivals = st.lists(
     st.tuples(
         st.integers(1, 8),  # rows
@@ -213,6 +222,7 @@ def test_every_request_leaves_once_in_order_and_no_batch_is_too_large(
         assert len({ticket.shape_key for ticket in decision.batch}) <= 1
         assert all(ticket.expires_at <= now for ticket in decision.expired)
         assert all(ticket.expires_at > now for ticket in decision.batch)
+        assert decision.batch or decision.wake_at > now
         left.extend(decision.batch + decision.expired)
         started.extend(decision.batch)
         return bool(decision.batch)
