@@ -55,6 +55,8 @@ from tests.serving.http2_peer import (
 )
 from tests.support import RunningServer, await_true, metric, serving, write_config, write_fake
 
+KEEPALIVE = "02"
+"""In /proc/net/tcp."""
 PARTS = """
 backend: "fake"
 max_batch_size: 0
@@ -263,13 +265,18 @@ def test_whoever_says_nothing_is_asked_whether_it_is_there(
 ) -> None:
     peer.call(ECHO)
     ends = running.grpc_port, peer.socket.getsockname()[1]
-    timers = {
-        tuple(int(end.split(":")[1], 16) for end in fields[1:3]): fields[5]
-        for fields in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:])
-    }
-    what, left = timers[ends].split(":")
-    assert what == "02"  # keepalive's
-    assert int(left, 16) / os.sysconf("SC_CLK_TCK") == pytest.approx(SILENT_S, abs=10)
+
+    def timer() -> tuple[str, float]:
+        """Of the server's side of the connection: which, and how many seconds it has left."""
+        for fields in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:]):
+            if tuple(int(end.split(":")[1], 16) for end in fields[1:3]) == ends:
+                what, left = fields[5].split(":")
+                return what, int(left, 16) / os.sysconf("SC_CLK_TCK")
+        raise AssertionError("the connection is not there")
+
+    # Until the peer has acknowledged the answer, it is another one.
+    await_true(lambda: timer()[0] == KEEPALIVE)
+    assert timer()[1] == pytest.approx(SILENT_S, abs=10)
 
 
 def test_what_is_in_flight_is_answered_before_the_end(tmp_path: Path) -> None:
