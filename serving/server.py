@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, suppress
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
@@ -374,6 +374,8 @@ class Asked(_Accepted):
         self._server = server
         self._request = request
         self._asker = asker
+        self._entry: Any = None
+        """In the queue; None once it is over, for it holds this."""
         self._is_over = False
 
     def begin(self) -> None:
@@ -391,8 +393,9 @@ class Asked(_Accepted):
         """Nobody waits for it any more."""
         if self._is_over:
             return
-        self._is_over = True
-        self._queue.withdraw(self._entry)
+        entry = self._entry
+        self._close()
+        self._queue.withdraw(entry)
         self.end(asyncio.CancelledError())
 
     def done(self) -> bool:
@@ -404,14 +407,18 @@ class Asked(_Accepted):
         except Exception as error:
             self.set_exception(error)
             return
-        self._is_over = True
+        self._close()
         self.end(None)
         self._asker.answered(response)
 
     def set_exception(self, error: Exception) -> None:
-        self._is_over = True
+        self._close()
         self.end(error)
         self._asker.failed(error)
+
+    def _close(self) -> None:
+        self._is_over = True
+        self._entry = None
 
 
 def _outcome(error: BaseException, request: InferRequest) -> Outcome:

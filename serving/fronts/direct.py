@@ -217,9 +217,9 @@ class _Exchange:
         connection, head, call = self._connection, self._head, self._call
         call.received = monotonic()
         connection.tasks.add(self)  # type: ignore[arg-type]
-        self._work = head.route.begin(call, head.name, head.version, body, self._reply)
-        if self._work is None and not self.response_complete:
-            self._work = connection.loop.create_task(self._answer(Body(body)))
+        work = head.route.begin(call, head.name, head.version, body, self._reply)
+        if not self.response_complete:
+            self._work = work or connection.loop.create_task(self._answer(Body(body)))
 
     def give_up(self) -> None:
         """The body has not come in time."""
@@ -262,6 +262,8 @@ class _Exchange:
         if self.response_complete:
             return
         self.response_complete = True
+        # It holds this, in the end, and no circle shall be left for the garbage collector.
+        self._work = None
         connection = self._connection
         if not self.disconnected and not connection.transport.is_closing():
             self._send(*answer)

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import tritonclient.grpc
+import tritonclient.http
 import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -433,3 +435,44 @@ async def test_a_body_that_comes_slowly(monkeypatch: pytest.MonkeyPatch) -> None
         assert (await piecemeal(port, b"x" * 8)).startswith(b"HTTP/1.1 408 ")
         monkeypatch.setattr(direct, "SLOWEST_BYTES_PER_S", 1)
         assert (await piecemeal(port, b"x" * 8)).startswith(b"HTTP/1.1 200 ")
+
+
+# Garbage that nobody collects, and a signal by which the process says how much there is.
+COUNTS_GARBAGE = """
+import gc, json, os, signal
+gc.disable()
+gc.enable = lambda: None
+def tell(*_):
+    os.write(2, json.dumps({"event": "garbage", "found": gc.collect()}).encode() + b"\\n")
+signal.signal(signal.SIGUSR1, tell)
+"""
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_request_leaves_nothing_for_the_garbage_collector(tmp_path: Path, protocol: str) -> None:
+    write_model(tmp_path, "double", operation="Add")
+    module = {"http": tritonclient.http, "grpc": tritonclient.grpc}[protocol]
+    tensor = module.InferInput("x", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.ones((1, 4), np.float32))
+    with (
+        serving(tmp_path, before=COUNTS_GARBAGE) as server,
+        module.InferenceServerClient(getattr(server, protocol)) as client,
+    ):
+
+        def garbage(requests: int) -> int:
+            for _ in range(requests):
+                client.infer("double", [tensor])
+            told = len(server.events("garbage"))
+            server.process.send_signal(signal.SIGUSR1)
+
+            def is_told() -> bool:
+                client.infer("double", [tensor])
+                return len(server.events("garbage")) > told
+
+            await_true(is_told)
+            return int(server.events("garbage")[-1]["found"])
+
+        # What the first calls and the routes behind them leave.
+        garbage(50)
+        await_true(lambda: garbage(1) < 100)
+        assert garbage(500) < 250
