@@ -14,13 +14,8 @@ from wire_contenders import CONTENDERS, SERVERS
 from wire_load import Loaded
 from wire_networks import NETWORKS, Rate
 
-_COLOURS = {
-    "slipway": "tab:blue",
-    "triton": "tab:green",
-    "fastapi": "tab:orange",
-    "litserve": "tab:purple",
-    "mlserver": "tab:red",
-}
+_SERVERS = list(dict.fromkeys(contender.server for contender in CONTENDERS.values()))
+"""Each with a colour of its own."""
 _MARKERS = {"v2-json": "o", "lists": "o", "v2-binary": "s", "raw": "s", "v2-grpc": "^"}
 
 
@@ -201,7 +196,7 @@ def plot(path: Path, results: Results) -> None:
             axes.loglog(
                 list(by_connections),
                 [median(each.requests_per_s) for each in by_connections.values()],
-                color=_COLOURS[contender.server],
+                color=f"C{_SERVERS.index(contender.server)}",
                 marker=_MARKERS[contender.wire],
                 markersize=5,
                 label=contender.label,
