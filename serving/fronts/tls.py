@@ -64,10 +64,8 @@ def of_http(settings: Settings) -> Tls | None:
 
 def of_grpc(settings: Settings) -> Tls | None:
     """The same for gRPC, by Triton's flags."""
-    certificate, key, callers = (
-        *(settings.grpc_server_cert, settings.grpc_server_key),
-        settings.grpc_root_cert,
-    )
+    certificate, key = settings.grpc_server_cert, settings.grpc_server_key
+    callers = settings.grpc_root_cert
     if settings.grpc_use_ssl_mutual:
         if callers is None:
             raise OperatorError("--grpc-use-ssl-mutual true needs --grpc-root-cert")

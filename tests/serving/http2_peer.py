@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import socket
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote
@@ -26,7 +28,7 @@ from h2.events import (
 from hpack import Encoder
 from tritonclient.grpc import service_pb2
 
-from tests.support import RunningServer
+from tests.support import RunningServer, serving
 
 Frame = tuple[int, int, bytes]
 """Kind, stream and payload."""
@@ -289,3 +291,13 @@ def raw_goaway(port: int, *parts: bytes) -> tuple[int, str]:
         if kind == GOAWAY:
             return int.from_bytes(payload[4:8], "big"), payload[8:].decode()
     raise AssertionError("there was no GOAWAY")
+
+
+@contextmanager
+def flawless(repository: Path, *options: str) -> Iterator[RunningServer]:
+    """A server that must not have let anything slip, whatever it was sent."""
+    with serving(repository, *options) as server:
+        yield server
+        assert server.events("unexpected error") == []
+        # asyncio's and Python's own words.
+        assert server.events("text") == []
