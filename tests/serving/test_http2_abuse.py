@@ -195,6 +195,13 @@ BAD_HEADERS = {
     "pseudo-headers last": head()[4:] + head()[:4],
     "the same twice": [head()[0], *head()],
     "one that is not known": [(":mine", "1"), *head()],
+    "a name with a colon": [*head(), ("x:mine", "1")],
+    "a name with a space": [*head(), ("x mine", "1")],
+    "a name with a control character": [*head(), ("x\x7f", "1")],
+    "NUL in a value": [*head(), ("x-mine", "1\x002")],
+    "CR in a value": [*head(), ("x-request-id", "1\r2")],
+    "LF in a value": [*head(), ("x-mine", "1\n")],
+    "LF in a path": head("/inference.GRPCInferenceService/ModelInfer\nx"),
 }
 
 
