@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
-
-import structlog
+from typing import TYPE_CHECKING
 
 from serving.calls import Call
 from serving.catalog import Catalog, Loaded, ModelState
 from serving.control import ModelControl
-from serving.errors import (
-    Cancelled,
-    Expired,
-    NotFound,
-    Overloaded,
-    RequestError,
-    SlipwayError,
-    Unavailable,
-    Unsupported,
-)
+from serving.errors import NotFound, RequestError, Unsupported
+from serving.ledger import Asked, Held, Ledger, outcome_of
 from serving.model import Model
 from serving.observability.logging import LogSettings
 from serving.observability.metrics import Metrics
-from serving.observability.request_log import log_request
 from serving.observability.totals import ModelMetrics, Outcome
 from serving.observability.tracing import Tracer
 from serving.shared_memory import SharedMemory
-from serving.types import InferRequest, InferResponse, Stamps, Tensors
+from serving.types import InferRequest, InferResponse, Stamps
 
 if TYPE_CHECKING:
     # Needs an extra.
@@ -52,43 +39,6 @@ EXTENSIONS = (
     "logging",
 )
 """What the protocol's metadata says of this server: only what is there."""
-
-log = structlog.get_logger(__name__)
-
-_OUTCOMES: tuple[tuple[type[BaseException], Outcome], ...] = (
-    (RequestError, Outcome.INVALID),
-    (Overloaded, Outcome.REFUSED),
-    (Unavailable, Outcome.REFUSED),
-    (Expired, Outcome.EXPIRED),
-    (Cancelled, Outcome.CANCELLED),
-    (asyncio.CancelledError, Outcome.CANCELLED),
-    (GeneratorExit, Outcome.CANCELLED),
-)
-
-_REASONS = {
-    "invalid_argument": "invalid",
-    "malformed": "invalid",
-    "too_large": "too_large",
-    "not_found": "not_found",
-    "unsupported": "unsupported",
-    "overloaded": "queue_full",
-    "expired": "timeout",
-    "unavailable": "unavailable",
-}
-"""Why a request was not served though nothing failed, by the code of its error."""
-
-
-_Ended = tuple[InferRequest, str, Outcome, str, ModelMetrics | None]
-"""A request that has its outcome: the version that it was for, why it was refused, and, if a model
-had it, that one's totals."""
-
-
-class Asker(Protocol):
-    """Who has asked for an inference, and is told what it came to. May not raise."""
-
-    def answered(self, response: InferResponse) -> None: ...
-
-    def failed(self, error: Exception) -> None: ...
 
 
 class Server:
@@ -119,12 +69,13 @@ class Server:
         self.tracer = tracer
         self._spans = spans
         self.log_settings = log_settings
-        self.draining = False
         self._strict_readiness = strict_readiness
-        self._in_flight: set[_Accepted] = set()
-        self._last_ones: set[_Accepted] = set()
-        """Of these, those for whose outcome a drained server waits."""
-        self._are_done = asyncio.Event()
+        self._ledger = Ledger(metrics, tracer, spans)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is about to end."""
+        return self._ledger.draining
 
     @property
     def ready(self) -> bool:
@@ -144,6 +95,10 @@ class Server:
     def model(self, name: str, version: str = "") -> Model:
         """One loaded version; no version means the highest. Raises `NotFound`."""
         return self._catalog.find(name, version).model
+
+    def loaded(self, name: str, version: str = "") -> Loaded:
+        """As `model`, for `ask`."""
+        return self._catalog.find(name, version)
 
     def versions(self, name: str) -> list[str]:
         """The versions of a model that are served, lowest first. Raises `NotFound`."""
@@ -173,7 +128,8 @@ class Server:
 
         Raises any of `serving.errors` but `OperatorError`; cancelling the call is safe at any time.
         """
-        with _Accepted(self, request) as loaded:
+        loaded = self._found(request)
+        with Held(self._ledger, request, loaded):
             model = loaded.model
             if not model.answers_once:
                 raise Unsupported(
@@ -182,21 +138,25 @@ class Server:
                 )
             return await model.infer(request, model.rows(request))
 
-    def ask(self, request: InferRequest, asker: Asker) -> Asked:
+    def ask(self, asked: Asked, loaded: Loaded) -> None:
         """As `infer` of a model that has a `queue`, for who is told and need not be woken.
 
         Raises what keeps the request from being queued.
         """
-        asked = Asked(self, request, asker)
-        asked.begin()
-        return asked
+        if asked.request.sequence is not None:
+            loaded = self._found(asked.request)
+        else:
+            self._ledger.came(asked.request)
+        asked.hold(self._ledger, loaded)
+        asked.submit()
 
     async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse]:
         """Answer one request with all its responses: one, unless the model is decoupled.
 
         Raises as `infer` does; closing the iterator early cancels the request.
         """
-        with _Accepted(self, request) as loaded:
+        loaded = self._found(request)
+        with Held(self._ledger, request, loaded):
             model = loaded.model
             if not model.config.decoupled:
                 yield await model.infer(request, model.rows(request))
@@ -212,41 +172,30 @@ class Server:
                         yield response
                         timing.asked()
             except BaseException as error:
-                outcome = _outcome(error, request)
+                outcome = outcome_of(error, request)
                 raise
             finally:
                 timing.ended(outcome)
 
     def note_invalid(self, error: RequestError, call: Call, name: str, version: str = "") -> None:
         """Count a request for which a front found no form that could be inferred."""
-        stamps = Stamps(received=call.received or monotonic())
+        stamps = Stamps(received=call.received)
         request = InferRequest(name, {}, stamps=stamps, call=call)
-        if self._spans is not None:
-            self._spans.begin(request)
+        self._ledger.came(request)
         try:
             loaded = self._catalog.find(name, version)
         except NotFound:
-            self._not_found(request)
+            self._ledger.not_found(request)
         else:
-            reason = self._reason(error)
-            loaded.metrics.ended(Outcome.INVALID, stamps, call.front, reason)
-            self._ended((request, loaded.model.version, Outcome.INVALID, reason, None))
+            self._ledger.invalid(request, loaded, error)
 
     def sent(self, call: Call) -> None:
         """A front is done with a call: its answer is sent, or nobody is there to take it."""
-        if call.unsent is not None:
-            self._tell(*call.unsent)
-            call.unsent = None
-        if self._spans is not None:
-            self._spans.ended(call)
+        self._ledger.sent(call)
 
     async def drain(self, grace_s: float) -> None:
         """Turn not ready, and wait until what is in flight now has its outcome."""
-        self.draining = True
-        self._last_ones = set(self._in_flight)
-        if self._last_ones:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._are_done.wait(), grace_s)
+        await self._ledger.drain(grace_s)
 
     def give_up(self) -> None:
         """Fail what still waits, so that its callers hear of it before the fronts close."""
@@ -255,7 +204,7 @@ class Server:
 
     async def close(self) -> None:
         """Unload every model, when what runs has ended."""
-        self.draining = True
+        self._ledger.draining = True
         self.metrics.loop_lag.stop()
         await self.control.stop()
         await self._catalog.close()
@@ -264,164 +213,13 @@ class Server:
             await self._spans.close()
         self.shared_memory.close()
 
-    def _leave(self, accepted: _Accepted) -> None:
-        self._in_flight.discard(accepted)
-        self.metrics.in_flight -= 1
-        if accepted in self._last_ones:
-            self._last_ones.discard(accepted)
-            if not self._last_ones:
-                self._are_done.set()
-
-    def _not_found(self, request: InferRequest) -> None:
-        self.metrics.unresolved += 1
-        self._ended((request, "", Outcome.INVALID, _REASONS[NotFound.code], None))
-
-    def _ended(self, ended: _Ended) -> None:
-        """Tell of a request when its answer is sent; now, if the call goes on without it."""
-        call = ended[0].call
-        if call is None:
-            self._tell(*ended)
-            return
-        if call.unsent is not None:
-            self._tell(*call.unsent)
-        call.unsent = ended
-
-    def _tell(
-        self,
-        request: InferRequest,
-        version: str,
-        outcome: Outcome,
-        reason: str,
-        metrics: ModelMetrics | None,
-    ) -> None:
-        if request.call is not None:
-            request.stamps.sent = request.call.sent
-        if metrics is not None and outcome is Outcome.ANSWERED:
-            trace = request.trace
-            trace_id = f"{trace.trace_id:032x}" if trace is not None else ""
-            metrics.sent(request.stamps, request.front, trace_id)
-        if self._spans is not None:
-            self._spans.record(request, version, outcome, reason)
-        elif metrics is not None:
-            self.tracer.record(request, version)
-        log_request(request, version, outcome)
-
-    def _reason(self, error: BaseException) -> str:
-        """Why a request is refused; empty if it is not."""
-        if isinstance(error, Unavailable) and self.draining:
-            return "draining"
-        return _REASONS.get(error.code, "") if isinstance(error, SlipwayError) else ""
-
-
-class _Accepted:
-    """Holds a model for one request, and counts the one outcome that the request has."""
-
-    __slots__ = ("_loaded", "_request", "_server")
-
-    def __init__(self, server: Server, request: InferRequest):
-        self._server = server
-        self._request = request
-
-    def __enter__(self) -> Loaded:
-        server, request = self._server, self._request
-        stamps = request.stamps
-        stamps.received = stamps.received or monotonic()
-        if server._spans is not None:
-            server._spans.begin(request)
+    def _found(self, request: InferRequest) -> Loaded:
+        """What answers a request, which has come. Raises `NotFound`, counted."""
+        self._ledger.came(request)
         try:
-            loaded = server._catalog.find_for(
+            return self._catalog.find_for(
                 request.model_name, request.model_version, request.sequence
             )
         except NotFound:
-            server._not_found(request)
+            self._ledger.not_found(request)
             raise
-        self._loaded = loaded
-        loaded.hold()
-        server._in_flight.add(self)
-        server.metrics.in_flight += 1
-        return loaded
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.end(error)
-
-    def end(self, error: BaseException | None) -> None:
-        """The request has its outcome."""
-        server, request, loaded = self._server, self._request, self._loaded
-        outcome, reason = Outcome.ANSWERED, ""
-        if error is not None:
-            outcome, reason = _outcome(error, request), server._reason(error)
-            if outcome is Outcome.FAILED and isinstance(error, SlipwayError):
-                log.error("inference failed", model=request.model_name, exc_info=error)
-        try:
-            server._leave(self)
-            loaded.metrics.ended(outcome, request.stamps, request.front, reason)
-            server._ended((request, loaded.model.version, outcome, reason, loaded.metrics))
-        finally:
-            loaded.let_go()
-
-
-class Asked(_Accepted):
-    """A request that is in a model's queue, or runs; what the queue tells is passed on."""
-
-    __slots__ = ("_asker", "_entry", "_is_over", "_queue")
-
-    def __init__(self, server: Server, request: InferRequest, asker: Asker):
-        self._server = server
-        self._request = request
-        self._asker = asker
-        self._entry: Any = None
-        """In the queue; None once it is over, for it holds this."""
-        self._is_over = False
-
-    def begin(self) -> None:
-        """Raises what keeps the request from being queued."""
-        model = self.__enter__().model
-        try:
-            assert model.queue is not None
-            self._queue = model.queue
-            self._entry = self._queue.submit(self._request, model.rows(self._request), self)
-        except Exception as error:
-            self.end(error)
-            raise
-
-    def cancel(self) -> None:
-        """Nobody waits for it any more."""
-        if self._is_over:
-            return
-        entry = self._entry
-        self._close()
-        self._queue.withdraw(entry)
-        self.end(asyncio.CancelledError())
-
-    def done(self) -> bool:
-        return self._is_over
-
-    def set_result(self, outputs: Tensors) -> None:
-        try:
-            response = self._loaded.model.response(self._request, outputs)
-        except Exception as error:
-            self.set_exception(error)
-            return
-        self._close()
-        self.end(None)
-        self._asker.answered(response)
-
-    def set_exception(self, error: Exception) -> None:
-        self._close()
-        self.end(error)
-        self._asker.failed(error)
-
-    def _close(self) -> None:
-        self._is_over = True
-        self._entry = None
-
-
-def _outcome(error: BaseException, request: InferRequest) -> Outcome:
-    if isinstance(error, asyncio.CancelledError) and monotonic() >= request.deadline:
-        return Outcome.EXPIRED
-    return next((kind for cause, kind in _OUTCOMES if isinstance(error, cause)), Outcome.FAILED)

@@ -39,6 +39,7 @@ from serving.fronts.v2_tensors import (
     to_bytes,
     to_json,
 )
+from serving.ledger import Asked
 from serving.model import Model
 from serving.shared_memory import SharedMemory
 from serving.types import Array, InferRequest, InferResponse, Tensors
@@ -73,19 +74,22 @@ class InferRoute(PredictRoute):
         body: bytes,
         reply: Callable[[Answer], None],
     ) -> Work | None:
-        asked = caller.headers
-        if b"content-encoding" in asked or b"accept-encoding" in asked:
+        headers = caller.headers
+        if b"content-encoding" in headers or b"accept-encoding" in headers:
             return None
         try:
-            model = self.server.model(name, version)
+            loaded = self.server.loaded(name, version)
+            model = loaded.model
             if model.queue is None:
                 return None
-            call = self._parsed(model, version, body, asked.get(HEADER_LENGTH))
+            call = self._parsed(model, version, body, headers.get(HEADER_LENGTH))
         except RequestError as error:
             self.server.note_invalid(error, caller, name, version)
             raise
         call.request.asked_by(caller)
-        return self.server.ask(call.request, _Asking(self, caller, call, model, reply))
+        asked = _Asked(self, caller, call, reply)
+        self.server.ask(asked, loaded)
+        return asked
 
     async def _answer(
         self, caller: HttpCall, name: str, version: str, whole: Body
@@ -128,29 +132,28 @@ class InferRoute(PredictRoute):
         return call
 
 
-class _Asking:
+class _Asked(Asked):
     """A call that a model has been asked for."""
 
-    __slots__ = ("_call", "_caller", "_model", "_reply", "_route")
+    __slots__ = ("_call", "_caller", "_reply", "_route")
 
     def __init__(
         self,
         route: InferRoute,
         caller: HttpCall,
         call: InferCall,
-        model: Model,
         reply: Callable[[Answer], None],
     ):
+        super().__init__(call.request)
         self._route = route
         self._caller = caller
         self._call = call
-        self._model = model
         self._reply = reply
 
     def answered(self, response: InferResponse) -> None:
-        shared_memory = self._route.server.shared_memory
+        model, shared_memory = self.loaded.model, self._route.server.shared_memory
         try:
-            answer: Answer = 200, *render_infer(self._call, self._model, response, shared_memory)
+            answer: Answer = 200, *render_infer(self._call, model, response, shared_memory)
         except Exception as error:
             self.failed(error)
         else:

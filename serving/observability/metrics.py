@@ -64,7 +64,7 @@ class Metrics(Collector):
         self.registry = CollectorRegistry()
         self.unresolved = 0
         """Requests for a model that is not served."""
-        self.in_flight = 0
+        self.in_flight: Callable[[], int] = lambda: 0
         """Requests that a model has and that have no outcome yet."""
         self.loop_lag = LoopLag()
         self.states: Callable[[], Iterable[tuple[str, str, str]]] = tuple
@@ -109,7 +109,7 @@ class Metrics(Collector):
         yield GaugeMetricFamily(
             "slipway_in_flight_requests",
             "Requests that wait or run, those of ensembles to their members included",
-            value=self.in_flight,
+            value=self.in_flight(),
         )
         lag = HistogramMetricFamily(
             "slipway_event_loop_lag_seconds",
