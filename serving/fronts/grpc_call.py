@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,7 +21,7 @@ from serving.fronts.grpc_framing import (
     unpack,
 )
 from serving.fronts.grpc_head import Head, Refusal
-from serving.fronts.grpc_rpc import Metadata, Rpc
+from serving.fronts.grpc_rpc import Metadata, Rpc, Work
 from serving.fronts.http2.frames import DATA, END_HEADERS, END_STREAM, HEAD, HEADERS
 from serving.fronts.http2.headers import write_block
 from serving.fronts.http2.stream import WINDOW, Stream, StreamEnded
@@ -59,11 +59,11 @@ class GrpcCall(Stream):
         "_reader",
         "_rpc",
         "_runs",
-        "_task",
         "_timer",
         "_trailing",
         "_unread",
         "_verdict",
+        "_work",
     )
 
     def __init__(
@@ -89,15 +89,16 @@ class GrpcCall(Stream):
         self._unread = 0
         """Bytes that the caller has not been given back the room for."""
         self._news: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._work: Work | None = None
+        """What the answer comes from; a task, if somebody has to wait for it."""
         self._runs = False
-        """The task has begun; one that is cancelled before does not even clean up."""
+        """The task has begun, and will clean up whatever becomes of it."""
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._has_begun = False
         """The headers of the answer are sent."""
         self._trailing = b""
-        self._callbacks: list[Callable[[Any], object]] = []
+        self._callbacks: tuple[Callable[[Any], object], ...] = ()
         self._code: grpc.StatusCode | None = None
         self._is_cancelled = False
         self._verdict: tuple[grpc.StatusCode, str] | None = None
@@ -110,7 +111,7 @@ class GrpcCall(Stream):
             self._deadline = monotonic() + timeout_s
             self._timer = self.connection.loop.call_later(timeout_s, self._expire)
         if self._rpc.streams_requests:
-            self._task = self.connection.loop.create_task(self._run(self._requests()))
+            self._run(self._behave, self._requests())
         elif self.peer_is_done:
             self.receive(b"", True)
 
@@ -149,8 +150,7 @@ class GrpcCall(Stream):
 
     def lost(self) -> None:
         self._is_cancelled = True
-        if self._task is not None:
-            self._task.cancel()
+        self._cancel()
         if not self._runs:
             self._done()
 
@@ -164,11 +164,13 @@ class GrpcCall(Stream):
         if self.is_done or self._verdict is not None:
             return
         self._verdict = (code, details)
-        if self._task is not None:
-            self._task.cancel()
+        self._cancel()
         if not self._runs:
-            self._finish(code, details)
-            self._done()
+            self.fail(code, details)
+
+    def _cancel(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
 
     def _take_one(self, ends: bool) -> None:
         """A method that takes one message begins when that is there, and nothing after it."""
@@ -179,7 +181,15 @@ class GrpcCall(Stream):
             self._forget_backlog()
 
     def _start(self, message: Message) -> None:
-        self._task = self.connection.loop.create_task(self._run(message))
+        is_compressed, data = message
+        if self._rpc.begin is not None and not is_compressed:
+            work = self._rpc.begin(data, self)
+            if self.is_done:
+                return
+            if work is not None:
+                self._work = work
+                return
+        self._run(self._behave, message)
 
     @property
     def wants_more(self) -> bool:
@@ -231,20 +241,14 @@ class GrpcCall(Stream):
 
     # What it is answered.
 
-    async def _run(self, given: Any) -> None:
+    def _run(self, work: Callable[[Any], Awaitable[None]], given: Any) -> None:
+        """In a task, at whose end the call ends."""
+        self._work = self.connection.loop.create_task(self._end_by(work, given))
+
+    async def _end_by(self, work: Callable[[Any], Awaitable[None]], given: Any) -> None:
         self._runs = True
-        rpc = self._rpc
         try:
-            if not rpc.streams_requests:
-                is_compressed, data = given
-                given = rpc.parse(await self._unpack(data) if is_compressed else data)
-            answer = await rpc.behavior(given, self)
-            del given  # It may be long, and so may the wait for who does not read.
-            if not rpc.streams_responses:
-                data = rpc.serialize(answer)
-                if self._send_at_once(data):
-                    return
-                await self._send(data)
+            await work(given)
             self._finish(grpc.StatusCode.OK, "")
         except Aborted as error:
             self._finish(error.code, error.details)
@@ -257,6 +261,18 @@ class GrpcCall(Stream):
             self._finish(grpc.StatusCode.INTERNAL, "internal error; the server's log has the cause")
         finally:
             self._done()
+
+    async def _behave(self, given: Any) -> None:
+        rpc = self._rpc
+        if not rpc.streams_requests:
+            is_compressed, data = given
+            given = rpc.parse(await self._unpack(data) if is_compressed else data)
+        answer = await rpc.behavior(given, self)
+        del given  # It may be long, and so may the wait for who does not read.
+        if not rpc.streams_responses:
+            data = rpc.serialize(answer)
+            if not self._send_at_once(data):
+                await self._send(data)
 
     def _send_at_once(self, data: bytes) -> bool:
         """Headers, message and trailers in one piece, if there is room for them."""
@@ -306,11 +322,11 @@ class GrpcCall(Stream):
             self._timer.cancel()
         if self._reader is not None:
             self._forget_backlog()
-        callbacks, self._callbacks = self._callbacks, []
+        callbacks, self._callbacks = self._callbacks, ()
         for callback in callbacks:
             callback(self)
 
-    # What behaviors ask for; see `Context`.
+    # What behaviors ask for; see `Context` and `Told`.
 
     def invocation_metadata(self) -> Metadata:
         return self._head.metadata
@@ -324,13 +340,23 @@ class GrpcCall(Stream):
         )
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
-        self._callbacks.append(callback)
+        self._callbacks += (callback,)
 
     def code(self) -> grpc.StatusCode | None:
         return self._code
 
     def cancelled(self) -> bool:
         return self._is_cancelled
+
+    def reply(self, answer: bytes) -> None:
+        if self._send_at_once(answer):
+            self._done()
+        else:
+            self._run(self._send, answer)
+
+    def fail(self, code: grpc.StatusCode, details: str) -> None:
+        self._finish(code, details)
+        self._done()
 
     async def write(self, message: Any) -> None:
         await self._send(self._rpc.serialize(message))

@@ -35,11 +35,32 @@ class Context(Protocol):
     async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn: ...
 
 
+class Told(Context, Protocol):
+    """A call that is told its answer, and need not be woken. It is told once, or it has ended."""
+
+    def reply(self, answer: bytes) -> None: ...
+
+    def fail(self, code: grpc.StatusCode, details: str) -> None: ...
+
+
+class Work(Protocol):
+    """What an answer comes from."""
+
+    def cancel(self) -> object:
+        """Nobody waits for it any more."""
+        ...
+
+
 CALLER_IS_GONE = (StreamEnded, grpc.aio.InternalError)
 """The call is about to be cancelled."""
 
 Behavior = Callable[[Any, Context], Awaitable[Any]]
 """Gets a message, or an iterator of those that a caller streams; returns the answer, or writes."""
+
+
+Beginning = Callable[[bytes, Told], Work | None]
+"""Has a call answered, be it at once, without that anybody waits for it. None without an answer:
+this call needs the behavior."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,8 @@ class Rpc:
     serialize: Callable[[Any], bytes]
     streams_requests: bool = False
     streams_responses: bool = False
+    begin: Beginning | None = None
+    """A shorter way, for a server that has it."""
 
 
 Rpcs = Mapping[str, Rpc]

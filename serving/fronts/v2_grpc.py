@@ -95,6 +95,8 @@ def build_rpcs(server: Server, *, restrictions: Restrictions, strict: bool) -> R
     # It reads and writes its messages itself.
     infer = f"/{INFERENCE.full_name}/ModelInfer"
     rpcs[infer] = replace(rpcs[infer], parse=bytes, serialize=bytes)
+    if GROUPS["ModelInfer"] not in restrictions.keys:
+        rpcs[infer] = replace(rpcs[infer], begin=inference.begin)
     (reflect,) = REFLECTION.methods
     names = (INFERENCE.full_name, HEALTH.full_name, REFLECTION.full_name)
     rpcs[f"/{REFLECTION.full_name}/{reflect.name}"] = _rpc(reflect, _reflecting(names))

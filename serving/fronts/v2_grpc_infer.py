@@ -15,15 +15,23 @@ from tritonclient.grpc import service_pb2
 
 from serving.calls import Call, Front, new_id
 from serving.errors import InvalidRequest, RequestError, Unavailable
-from serving.fronts.grpc_rpc import CALLER_IS_GONE, Context
-from serving.fronts.grpc_status import UNREADABLE, abort, describe, is_too_late, metadata
+from serving.fronts.grpc_rpc import CALLER_IS_GONE, Context, Told, Work
+from serving.fronts.grpc_status import (
+    UNREADABLE,
+    abort,
+    describe,
+    is_too_late,
+    metadata,
+    status,
+)
 from serving.fronts.v2_call import InferCall, check_wishes, place
 from serving.fronts.v2_grpc_bytes import response_bytes
 from serving.fronts.v2_grpc_messages import check_version, parse_infer, render_infer
 from serving.fronts.v2_grpc_patterns import Patterns
+from serving.ledger import Asked
 from serving.model import Model
 from serving.server import Server
-from serving.types import InferResponse
+from serving.types import InferRequest, InferResponse
 
 MAX_IN_FLIGHT = 512
 """Requests of one stream. Many, because a stream that is not read may be holding back the very
@@ -39,23 +47,42 @@ class Inference:
 
     def __init__(self, server: Server):
         self._server = server
-        self._patterns = Patterns()
+        self._patterns: Patterns[Model] = Patterns()
 
     async def infer(self, data: bytes, context: Context) -> bytes:
         """ModelInfer, of messages as they travel."""
-        caller = _new_call(context, _INFER)
-        context.set_trailing_metadata((("x-request-id", caller.id),))
-        context.add_done_callback(partial(self._done, caller))
-        caller.received = monotonic()
+        caller = self._receive(context)
         try:
             model, call = self._read(data, caller, _deadline(context, caller.received))
             response = await self._server.infer(call.request)
-            if not call.wishes and not response.parameters:
-                return response_bytes(response)
+            if not call.wishes:
+                return self.write(response)
             answer: bytes = self.render(model, call, response).SerializeToString()
             return answer
         except Exception as error:
             await abort(context, error)
+
+    def begin(self, data: bytes, context: Told) -> Work | None:
+        """ModelInfer like an earlier one, of a model that tells its answers."""
+        known = self._patterns.request(data)
+        if known is None:
+            return None
+        request, model = known
+        try:
+            loaded = self._server.loaded(request.model_name, request.model_version)
+        except RequestError:
+            return None
+        if model is not loaded.model or model.queue is None:
+            return None
+        caller = self._receive(context)
+        request.asked_by(caller)
+        request.deadline = _deadline(context, caller.received)
+        asked = _Asked(request, self, context)
+        try:
+            self._server.ask(asked, loaded)
+        except Exception as error:
+            asked.failed(error)
+        return asked
 
     async def stream(self, messages: AsyncIterator[Any], context: Context) -> None:
         """ModelStreamInfer"""
@@ -63,6 +90,14 @@ class Inference:
             await _Stream(self, self._server, context).run(messages)
         except ExceptionGroup as group:
             await abort(context, group.exceptions[0])
+
+    def _receive(self, context: Context) -> Call:
+        """A call all of which is there."""
+        caller = _new_call(context, _INFER)
+        context.set_trailing_metadata((("x-request-id", caller.id),))
+        context.add_done_callback(partial(self._done, caller))
+        caller.received = monotonic()
+        return caller
 
     def _done(self, caller: Call, context: Context) -> None:
         code: Any = context.code()
@@ -79,23 +114,24 @@ class Inference:
 
     def _read(self, data: bytes, caller: Call, deadline: float) -> tuple[Model, InferCall]:
         """As `parse`; what is like an earlier request is known without reading it."""
-        call = self._patterns.call(data)
-        if call is None:
+        known = self._patterns.request(data)
+        if known is not None:
+            request, like = known
             try:
-                message = service_pb2.ModelInferRequest.FromString(data)
-            except DecodeError:
-                raise InvalidRequest("the request is not a message of this method") from None
-            model, call = self.parse(message, caller, deadline)
-            self._patterns.learn(data, message, call)
-            return model, call
-        request = call.request
+                model = self._server.model(request.model_name, request.model_version)
+            except RequestError as error:
+                self._server.note_invalid(error, caller, request.model_name, request.model_version)
+                raise
+            if model is like:
+                request.asked_by(caller)
+                request.deadline = deadline
+                return model, InferCall(request)
         try:
-            model = self._server.model(request.model_name, request.model_version)
-        except RequestError as error:
-            self._server.note_invalid(error, caller, request.model_name, request.model_version)
-            raise
-        request.asked_by(caller)
-        request.deadline = deadline
+            message = service_pb2.ModelInferRequest.FromString(data)
+        except DecodeError:
+            raise InvalidRequest("the request is not a message of this method") from None
+        model, call = self.parse(message, caller, deadline)
+        self._patterns.learn(data, message, call, model)
         return model, call
 
     def parse(self, message: Any, caller: Call, deadline: float) -> tuple[Model, InferCall]:
@@ -112,6 +148,13 @@ class Inference:
         call.request.deadline = deadline
         return model, call
 
+    def write(self, response: InferResponse) -> bytes:
+        """A response as it is, as it travels."""
+        if not response.parameters:
+            return response_bytes(response)
+        answer: bytes = render_infer(response).SerializeToString()
+        return answer
+
     def render(self, model: Model, call: InferCall, response: InferResponse) -> Any:
         """A response with its outputs as the caller wants them."""
         if not call.wishes:
@@ -125,6 +168,28 @@ class Inference:
             batched=config.max_batch_size > 0,
         )
         return render_infer(response, outputs)
+
+
+class _Asked(Asked):
+    """A ModelInfer call that a model has been asked for."""
+
+    __slots__ = ("_context", "_inference")
+
+    def __init__(self, request: InferRequest, inference: Inference, context: Told):
+        super().__init__(request)
+        self._inference = inference
+        self._context = context
+
+    def answered(self, response: InferResponse) -> None:
+        try:
+            answer = self._inference.write(response)
+        except Exception as error:
+            self.failed(error)
+        else:
+            self._context.reply(answer)
+
+    def failed(self, error: Exception) -> None:
+        self._context.fail(*status(self._context, error))
 
 
 class _Stream:
