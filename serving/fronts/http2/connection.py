@@ -52,7 +52,7 @@ class Application(Protocol):
         """A new stream, of what `understand` has made of its headers."""
 
 
-class Connection(Incoming, Outgoing):
+class Connection(Incoming[Stream], Outgoing):
     """`came` is called when there is a peer, and `left` when there is none any more."""
 
     def __init__(
@@ -72,12 +72,8 @@ class Connection(Incoming, Outgoing):
         self._left = left
         self._reader: BlockReader[Any] = BlockReader(application.understand)
         self._window_in = CONNECTION_WINDOW
-        self._ungranted = 0
         self._late = 0
         """Bytes that may still come for streams that we have ended."""
-        self._data_stream: Stream | None = None
-        """Whose data is being read; None if there is no such stream any more."""
-        self._data_ends = False
         self._credit = Credit()
         self.earn = self._credit.earn
         """For its streams, when they have got something done."""
@@ -192,17 +188,10 @@ class Connection(Incoming, Outgoing):
         if self._timer is not None and not self._is_draining:
             self._timer.cancel()
 
-    def begin_data(self, id: int, flags: int, length: int, padding: int = 0) -> None:
-        self._data_stream = None
-        self._data_ends = bool(flags & frames.END_STREAM)
+    def begin_data(self, id: int, length: int, padding: int = 0) -> Stream | None:
         self._window_in -= length
-        if self._window_in < 0:
-            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more data than the connection takes")
-        self._ungranted += length
-        if self._ungranted >= CONNECTION_WINDOW // 2:
-            self._window_in += self._ungranted
-            self.write(frame(frames.WINDOW_UPDATE, 0, 0, frames.NUMBER.pack(self._ungranted)))
-            self._ungranted = 0
+        if self._window_in <= CONNECTION_WINDOW // 2:
+            self._widen_in()
         stream = self.streams.get(id)
         if stream is None:
             self._check_old(id, "DATA")
@@ -210,34 +199,34 @@ class Connection(Incoming, Outgoing):
                 self._late -= length
             else:
                 self._charge()
-            return
+            return None
         if stream.peer_is_done:
             raise StreamFault(Code.STREAM_CLOSED, "data after the end of a stream")
         stream.window_in -= length
         if stream.window_in < 0:
             raise StreamFault(Code.FLOW_CONTROL_ERROR, "more data than the stream takes")
-        self._data_stream = stream
         if padding:
             stream.grant(padding)
-        if not length:
-            self.take_data(b"", 0, 0, is_last=True)
+        return stream
 
-    def take_data(self, data: bytes, at: int, size: int, *, is_last: bool) -> None:
-        stream = self._data_stream
-        if stream is None or stream.is_done:
+    def _widen_in(self) -> None:
+        """Let the peer send as much as it might at first."""
+        if self._window_in < 0:
+            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more data than the connection takes")
+        size, self._window_in = CONNECTION_WINDOW - self._window_in, CONNECTION_WINDOW
+        self.write(frame(frames.WINDOW_UPDATE, 0, 0, frames.NUMBER.pack(size)))
+
+    def take_data(self, stream: Stream, data: bytes, at: int, size: int, *, ends: bool) -> None:
+        if stream.is_done:
             return
         # A view saves a copy, and keeps all of what was read.
         is_most = size > 4096 and 4 * size >= len(data)
         piece = memoryview(data)[at : at + size] if is_most else data[at : at + size]
-        ends = is_last and self._data_ends
         if ends:
             stream.peer_is_done = True
         elif not size:
             self._charge()
-        try:
-            stream.receive(piece, ends)
-        except StreamFault as fault:
-            self.fail_stream(stream.id, fault)
+        stream.receive(piece, ends)
 
     def take_headers(self, id: int, block: bytes, ends: bool) -> None:
         is_new = id > self._last_id
@@ -248,7 +237,7 @@ class Connection(Incoming, Outgoing):
             if self.is_paused:
                 self._charge()  # it asks, and does not read what it is answered
         # Whatever becomes of it: later blocks may refer to what it puts into the table.
-        head = self._reader.read(block)
+        head = self._reader.known.get(block) or self._reader.read(block)
         if not is_new:
             self._take_trailers(id, ends)
         elif not self._takes_more:

@@ -64,10 +64,7 @@ class Stream(ABC):
 
     @abstractmethod
     def receive(self, data: bytes | memoryview, ends: bool) -> None:
-        """Take what came, in any pieces; give the room for it back by `grant`.
-
-        Raises `StreamFault`.
-        """
+        """Take what came, in any pieces; give the room for it back by `grant`."""
 
     @abstractmethod
     def lost(self) -> None:
