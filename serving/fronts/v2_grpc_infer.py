@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
 from time import monotonic
 from typing import Any
@@ -13,9 +13,9 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from serving.calls import Call, Front, new_id
+from serving.calls import Call, Front, clean_id, new_id
 from serving.errors import InvalidRequest, RequestError, Unavailable
-from serving.fronts.grpc_rpc import CALLER_IS_GONE, Context, Told, Work
+from serving.fronts.grpc_rpc import CALLER_IS_GONE, Context, Metadata, Told, Work
 from serving.fronts.grpc_status import (
     UNREADABLE,
     abort,
@@ -312,19 +312,31 @@ async def _ended(task: asyncio.Task[None] | None) -> None:
 
 
 def _new_call(context: Context, operation: str) -> Call:
-    call = Call(Front.V2_GRPC, operation)
-    for name, value in context.invocation_metadata() or ():
+    id, traceparent, tracestate = _identity(tuple(context.invocation_metadata() or ()))
+    return Call(
+        Front.V2_GRPC,
+        operation,
+        id or new_id(),
+        has_own_id=bool(id),
+        traceparent=traceparent,
+        tracestate=tracestate,
+    )
+
+
+@lru_cache(256)
+def _identity(metadata: Metadata) -> tuple[str, str, str]:
+    """Its caller's id for a call, and its place in a trace."""
+    id = traceparent = tracestate = ""
+    for name, value in metadata:
         if not isinstance(value, str):
             continue
         if name == "traceparent":
-            call.traceparent = value
+            traceparent = value
         elif name == "tracestate":
-            call.tracestate = value
+            tracestate = value
         elif name == "x-request-id":
-            call.identify(value)
-    if not call.id:
-        call.id = new_id()
-    return call
+            id = id or clean_id(value)
+    return id, traceparent, tracestate
 
 
 def _deadline(context: Context, now: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from serving.fronts.http2 import frames
 from serving.fronts.http2.backlog import Backlog
-from serving.fronts.http2.credit import Credit
+from serving.fronts.http2.credit import MOST_IDLE, Credit
 from serving.fronts.http2.frames import Code, ConnectionFault, StreamFault, frame
 from serving.fronts.http2.headers import BlockReader, Headers
 from serving.fronts.http2.incoming import MAX_FRAME_BYTES, Incoming
@@ -75,8 +75,6 @@ class Connection(Incoming[Stream], Outgoing):
         self._late = 0
         """Bytes that may still come for streams that we have ended."""
         self._credit = Credit()
-        self.earn = self._credit.earn
-        """For its streams, when they have got something done."""
         self._last_id = 0
         self._takes_more = True
         self._is_draining = False
@@ -120,7 +118,14 @@ class Connection(Incoming[Stream], Outgoing):
             self._late = min(self._late + stream.window_in, CONNECTION_WINDOW)
         if not self.is_paused:
             self.earn()
-        self._forget(stream.id)
+        self.streams.pop(stream.id, None)
+        if not self._takes_more:
+            self._end_if_done()
+
+    def earn(self) -> None:
+        """Something got done for the peer."""
+        if self._credit.spent:
+            self._credit.earn()
 
     def reset(self, id: int, code: Code) -> None:
         self.write(_reset(id, code))
@@ -179,8 +184,10 @@ class Connection(Incoming[Stream], Outgoing):
 
     def _charge(self, cost: int = 1) -> None:
         """The peer has sent what gets nothing done. Raises `ConnectionFault` at last."""
-        # Who does not even read what we answer is forgiven nothing.
-        self._credit.spend(cost, forgives=not self.is_paused)
+        self._credit.spent += cost
+        if self._credit.spent > MOST_IDLE:
+            # Who does not even read what we answer is forgiven nothing.
+            self._credit.check(forgives=not self.is_paused)
 
     # What comes in.
 
@@ -261,8 +268,6 @@ class Connection(Incoming[Stream], Outgoing):
 
     def take_frame(self, kind: int, flags: int, id: int, payload: bytes) -> None:
         match kind:
-            case frames.WINDOW_UPDATE:
-                self._take_window_update(id, payload)
             case frames.PING:
                 self._take_ping(id, flags, payload)
             case frames.SETTINGS:
@@ -275,8 +280,7 @@ class Connection(Incoming[Stream], Outgoing):
                 # Priorities, extensions, and the peer's word that it takes no streams of ours.
                 self._charge()
 
-    def _take_window_update(self, id: int, payload: bytes) -> None:
-        size = frames.number(payload, "WINDOW_UPDATE") & frames.LARGEST_WINDOW
+    def take_window_update(self, id: int, size: int) -> None:
         self._charge()
         if not size:
             fault = StreamFault if id else ConnectionFault

@@ -79,9 +79,16 @@ def write_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     )
 
 
+def text_field(name: str, value: str) -> bytes:
+    """A block, or the rest of one, with one header."""
+    text = value.encode()
+    return b"%b%b%b" % (_named(name), _length(len(text)), text)
+
+
 @lru_cache(256)
-def _named(name: bytes) -> bytes:
-    return b"\0" + _length(len(name)) + name
+def _named(name: bytes | str) -> bytes:
+    raw = name.encode() if isinstance(name, str) else name
+    return b"\0" + _length(len(raw)) + raw
 
 
 def _length(number: int) -> bytes:

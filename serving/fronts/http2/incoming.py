@@ -56,6 +56,10 @@ class Incoming(ABC, Generic[S]):
         """A whole block; `ends` says that nothing more comes on its stream."""
 
     @abstractmethod
+    def take_window_update(self, id: int, size: int) -> None:
+        """The peer takes so many bytes more, by a stream or (0) by all."""
+
+    @abstractmethod
     def take_frame(self, kind: int, flags: int, id: int, payload: bytes) -> None:
         """Any other frame."""
 
@@ -106,6 +110,9 @@ class Incoming(ABC, Generic[S]):
                     _check_length(length, MAX_BLOCK_BYTES)
                     ends = flags & frames.END_STREAM == frames.END_STREAM
                     self.take_headers(id, data[begin:at], ends)
+                elif kind == frames.WINDOW_UPDATE:
+                    size = frames.number(data[begin:at], "WINDOW_UPDATE") & frames.LARGEST_WINDOW
+                    self.take_window_update(id, size)
                 else:
                     self._take(kind, flags, id, data[begin:at])
             except StreamFault as fault:

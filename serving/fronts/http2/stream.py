@@ -87,7 +87,7 @@ class Stream(ABC):
         self.window_out += size
         if self.window_out > LARGEST_WINDOW:
             raise StreamFault(Code.FLOW_CONTROL_ERROR, "the window of a stream is too large")
-        if self.window_out > 0:
+        if self._room is not None and self.window_out > 0:
             self._wake()
 
     def send_headers(self, block: bytes, *, ends: bool) -> None:
