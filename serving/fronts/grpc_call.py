@@ -103,25 +103,22 @@ class GrpcCall(Stream):
     # What the stream brings.
 
     def receive(self, data: bytes | memoryview, ends: bool) -> None:
-        if ends and self._inbox is None:
+        if ends and self._inbox is None and not self.connection.is_behind:
             # All of a call at once, as small ones come.
             length = len(data) - PREFIX_BYTES
             if 0 <= length <= self._limit and PREFIX.unpack_from(data) == (0, length):
-                self._start((False, bytes(data[PREFIX_BYTES:])))
+                self._begin((False, bytes(data[PREFIX_BYTES:])))
                 return
         inbox = self._inbox or self._open_inbox()
         try:
             inbox.feed(data, ends)
-            if not self._rpc.streams_requests and (message := inbox.only(ends)) is not None:
-                inbox.close()
-                self._start(message)
         except Aborted as error:
             self._give_up(error.code, error.details)
         inbox.make_room()
 
     def _open_inbox(self) -> Inbox:
-        streams = self._rpc.streams_requests
-        self._inbox = Inbox(self, self._limit, self._most_held, streams=streams)
+        begin = None if self._rpc.streams_requests else self._begin
+        self._inbox = Inbox(self, self._limit, self._most_held, begin)
         return self._inbox
 
     def lost(self) -> None:
@@ -148,7 +145,7 @@ class GrpcCall(Stream):
         if self._work is not None:
             self._work.cancel()
 
-    def _start(self, message: Message) -> None:
+    def _begin(self, message: Message) -> None:
         is_compressed, data = message
         if self._rpc.begin is not None and not is_compressed:
             work = self._rpc.begin(data, self)
@@ -256,6 +253,8 @@ class GrpcCall(Stream):
             self._timer.cancel()
         if self._inbox is not None:
             self._inbox.close()
+        # They hold this, in the end, and no circle shall be left for the garbage collector.
+        self._inbox = self._work = None
         callbacks, self._callbacks = self._callbacks, ()
         for callback in callbacks:
             callback(self)
@@ -289,6 +288,9 @@ class GrpcCall(Stream):
     def fail(self, code: grpc.StatusCode, details: str) -> None:
         self._finish(code, details)
         self._done()
+
+    def add_unsent(self, size: int) -> None:
+        self.connection.add_unsent(size)
 
     async def write(self, message: Any) -> None:
         await self._send(self._rpc.serialize(message))

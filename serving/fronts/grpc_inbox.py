@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 
@@ -18,15 +18,21 @@ _QUEUED_BYTES = 128
 class Inbox:
     """`most_held` bounds what all calls of its connection may hold that nobody has read yet.
 
-    If the caller does not stream, all that comes makes one message, of which nothing is read before
-    all of it is there.
+    A call that takes one message is begun by `begin` when all of it is there; None is one that
+    streams. What was answered before must be read first, if that is much.
     """
 
-    def __init__(self, call: Stream, limit: int, most_held: int, *, streams: bool):
+    def __init__(
+        self,
+        call: Stream,
+        limit: int,
+        most_held: int,
+        begin: Callable[[Message], None] | None,
+    ):
         self._call = call
         self._connection = call.connection
         self._most_held = most_held
-        self._streams = streams
+        self._begin = begin
         self._reader = MessageReader(limit)
         self._queue: deque[Message] = deque()
         self._queued = 0
@@ -46,31 +52,35 @@ class Inbox:
         for message in messages:
             self._queue.append(message)
             self._queued += _QUEUED_BYTES + len(message[1])
-        if self._streams:
+        if self._begin is None:
             self._hold(self._queued)
             self._connection.backlog.note(self, self._reader.held)
+            if messages or ends:
+                self._wake()
         else:
             # It is not whole before the stream is.
             self._connection.backlog.note(self, self._queued + self._reader.held)
-        if self._connection.held > self._most_held:
-            raise Aborted(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "too much was sent on one connection that cannot be read yet",
-            )
-        if (messages or ends) and self._news is not None and not self._news.done():
-            self._news.set_result(None)
+            if len(self._queue) > 1 or (ends and not self._queue):
+                raise Aborted(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message")
+            if ends and not self._connection.holds_back(self):
+                self.proceed()
+            elif ends:
+                self._connection.backlog.note(self, 0)
+                self._hold(self._queued)
 
-    def only(self, ends: bool) -> Message | None:
-        """The message of a caller who sends one, once nothing comes after it. Raises `Aborted`."""
-        if len(self._queue) > 1 or (ends and not self._queue):
-            raise Aborted(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message")
-        return self._queue.popleft() if ends else None
+    def proceed(self) -> None:
+        if self._begin is None:
+            self._wake()
+        else:
+            message = self._queue.popleft()
+            self.close()
+            self._begin(message)
 
     async def messages(self) -> AsyncIterator[Message]:
         """Of a caller who streams."""
         while True:
-            while not self._queue:
-                if self._call.peer_is_done:
+            while not self._queue or self._connection.holds_back(self):
+                if not self._queue and self._call.peer_is_done:
                     return
                 self._news = self._connection.loop.create_future()
                 await self._news
@@ -79,6 +89,10 @@ class Inbox:
             self._hold(self._queued)
             self.make_room()
             yield message
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     @property
     def wants_more(self) -> bool:
@@ -93,9 +107,17 @@ class Inbox:
 
     def close(self) -> None:
         """Nobody waits for what is in it any more."""
+        self._connection.forget(self)
         self._hold(0)
         self._connection.backlog.note(self, 0)
 
     def _hold(self, size: int) -> None:
-        self._connection.held += size - self._held
+        """Raises `Aborted` if it becomes too much."""
+        more = size - self._held
+        self._connection.held += more
         self._held = size
+        if more > 0 and self._connection.held > self._most_held:
+            raise Aborted(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "too much was sent on one connection that cannot be read yet",
+            )

@@ -14,7 +14,7 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class Context(Protocol):
-    """One call, as far as behaviors know it; the methods are those of grpc.aio's contexts."""
+    """One call, as far as behaviors know it: what grpc.aio's contexts have, and one method more."""
 
     def invocation_metadata(self) -> Metadata | None: ...
 
@@ -28,6 +28,12 @@ class Context(Protocol):
     def code(self) -> Any: ...
 
     def cancelled(self) -> bool: ...
+
+    def add_unsent(self, size: int) -> None:
+        """Messages of so many bytes more are there to be written; or fewer, if it is less than 0.
+
+        As long as there are many, the caller's next requests are waited with.
+        """
 
     async def write(self, message: Any) -> None:
         """Send a message, when there is room for it. Raises one of `CALLER_IS_GONE`."""

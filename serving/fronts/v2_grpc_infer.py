@@ -64,6 +64,13 @@ class Inference:
 
     def begin(self, data: bytes, context: Told) -> Work | None:
         """ModelInfer like an earlier one, of a model that tells its answers."""
+        try:
+            return self._begin(data, context)
+        except Exception as error:
+            context.fail(*status(context, error))
+            return None
+
+    def _begin(self, data: bytes, context: Told) -> Work | None:
         known = self._patterns.request(data)
         if known is None:
             return None
@@ -78,10 +85,7 @@ class Inference:
         request.asked_by(caller)
         request.deadline = _deadline(context, caller.received)
         asked = _Asked(request, self, context)
-        try:
-            self._server.ask(asked, loaded)
-        except Exception as error:
-            asked.failed(error)
+        self._server.ask(asked, loaded)
         return asked
 
     async def stream(self, messages: AsyncIterator[Any], context: Context) -> None:
@@ -241,8 +245,7 @@ class _Stream:
                 return
             answer = self._inference.render(model, call, await self._server.infer(call.request))
             answer.parameters["triton_final_response"].bool_param = True
-            await _ended(before)
-            await self._send(service_pb2.ModelStreamInferResponse(infer_response=answer))
+            await self._send(service_pb2.ModelStreamInferResponse(infer_response=answer), before)
         except CALLER_IS_GONE:
             return
         except Exception as error:
@@ -250,14 +253,13 @@ class _Stream:
                 await self._writing.acquire()
                 raise
             _, problem = describe(error)
-            await _ended(before)
             if isinstance(error, RequestError):
                 # As Triton, which names a model only once it has taken the request.
                 answer = service_pb2.ModelStreamInferResponse(error_message=problem)
                 answer.infer_response.id = message.id
-                await self._send(answer)
+                await self._send(answer, before)
             else:
-                await self._send(self._final(message, problem))
+                await self._send(self._final(message, problem), before)
         finally:
             self._inference.sent(caller)
             self._in_flight -= 1
@@ -286,9 +288,17 @@ class _Stream:
             received=monotonic(),
         )
 
-    async def _send(self, message: Any) -> None:
-        async with self._writing:
-            await self._context.write(message)
+    async def _send(self, message: Any, before: asyncio.Task[None] | None = None) -> None:
+        """When all is sent that is to be sent `before`, and it is the turn of this stream."""
+        data: bytes = message.SerializeToString()
+        del message  # The wait may be long for who does not read.
+        self._context.add_unsent(len(data))
+        try:
+            await _ended(before)
+            async with self._writing:
+                await self._context.write(data)
+        finally:
+            self._context.add_unsent(-len(data))
 
     def _final(self, message: Any, error: str = "") -> Any:
         """The last word on a request, without tensors."""

@@ -349,7 +349,7 @@ def test_metadata() -> None:
 
 
 async def test_room_is_given_to_one_after_the_other() -> None:
-    outgoing = Outgoing()
+    outgoing = Outgoing(1000)
     outgoing.window_out = 0
     had: list[int] = []
 

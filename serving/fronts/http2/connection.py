@@ -40,7 +40,8 @@ class Application(Protocol):
     """What is served over the connections."""
 
     most_held: int
-    """Bytes of messages of which the end has not come, on one connection; see `Backlog`."""
+    """Bytes of messages of which the end has not come, on one connection, see `Backlog`; and of
+    those that have yet to be sent, see `Outgoing`."""
 
     def understand(self, headers: Headers) -> Any:
         """What headers say. It is kept for those that come again, so nothing may change it.
@@ -62,7 +63,7 @@ class Connection(Incoming[Stream], Outgoing):
         left: Callable[[Connection], None],
     ):
         Incoming.__init__(self)
-        Outgoing.__init__(self)
+        Outgoing.__init__(self, application.most_held)
         self.streams: dict[int, Stream] = {}
         self.held = 0
         """Bytes that wait on its streams for somebody to read them."""

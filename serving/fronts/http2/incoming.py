@@ -103,7 +103,9 @@ class Incoming(ABC, Generic[S]):
                     elif stream is not None:
                         self.take_data(stream, data, begin, length, ends=ends)
                 elif at > end:
-                    _check_length(length, MAX_FRAME_BYTES if kind == frames.DATA else MAX_BLOCK_BYTES)
+                    _check_length(
+                        length, MAX_FRAME_BYTES if kind == frames.DATA else MAX_BLOCK_BYTES
+                    )
                     self._keep(data, begin - frames.HEAD_BYTES, frames.HEAD_BYTES + length)
                     return
                 elif kind == frames.HEADERS and flags & _OF_HEADERS == frames.END_HEADERS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Protocol
 
 from serving.fronts.http2 import frames
 from serving.fronts.http2.frames import Code, ConnectionFault
@@ -12,12 +13,22 @@ from serving.fronts.http2.headers import NO_TABLE
 Buffer = bytes | bytearray | memoryview
 
 
+class HeldBack(Protocol):
+    """Who would begin with what comes to more that must be sent."""
+
+    def proceed(self) -> None:
+        """Now it may."""
+
+
 class Outgoing(asyncio.Protocol):
-    """The windows of streams are their own; see `Stream`."""
+    """The windows of streams are their own; see `Stream`.
+
+    While more than `most_unsent` bytes wait to be sent, nothing is to begin that comes to more.
+    """
 
     transport: asyncio.Transport
 
-    def __init__(self) -> None:
+    def __init__(self, most_unsent: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.is_ending = False
         """Nothing is read or written any more."""
@@ -28,6 +39,10 @@ class Outgoing(asyncio.Protocol):
         """Of a stream."""
         self.max_frame_out = frames.DEFAULT_FRAME_SIZE
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self.unsent = 0
+        """Bytes of answers that are there, and wait for room."""
+        self._most_unsent = most_unsent
+        self._held_back: dict[HeldBack, None] = {}
         self._first = NO_TABLE
 
     def pause_writing(self) -> None:
@@ -49,6 +64,30 @@ class Outgoing(asyncio.Protocol):
     def room(self) -> int:
         """Bytes that can go out now, for whoever has not waited."""
         return 0 if self.is_paused or self._waiting else self.window_out
+
+    def add_unsent(self, size: int) -> None:
+        """So many bytes more wait to be sent; or fewer, if it is less than 0."""
+        self.unsent += size
+        while self._held_back and self.unsent <= self._most_unsent:
+            first = next(iter(self._held_back))
+            del self._held_back[first]
+            first.proceed()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether much waits to be sent."""
+        return self.unsent > self._most_unsent
+
+    def holds_back(self, who: HeldBack) -> bool:
+        """Whether it must wait to be told that it may `proceed`."""
+        if not self.is_behind:
+            return False
+        self._held_back[who] = None
+        return True
+
+    def forget(self, who: HeldBack) -> None:
+        """It waits no more."""
+        self._held_back.pop(who, None)
 
     async def wait_for_room(self) -> None:
         """One after the other."""
