@@ -118,6 +118,23 @@ class DirectConnection(Connection):
         exchange.take(body)
         self._wait_for_body(exchange)
 
+    def send(self, answer: Answer, call: HttpCall, *, keep_alive: bool) -> None:
+        """Answer the latest call, if there is still somebody to be told."""
+        transport = self.transport
+        if transport.is_closing():
+            return
+        status, parts, headers = answer
+        size = sum(map(len, parts))
+        first = _first_lines(status, *self.server_state.default_headers, *headers)
+        last = b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (call.id.encode(), size)
+        if not keep_alive:
+            last = b"connection: close\r\n" + last
+        transport.write(b"".join((first, last, *parts)))
+        call.status, call.sent = status, monotonic()
+        if not keep_alive:
+            transport.close()
+        self.on_response_complete()
+
     def _wait_for_body(self, exchange: _Exchange) -> None:
         if exchange.collects:
             exchange.wait()
@@ -162,26 +179,40 @@ class _Exchange:
     """One call and its answer. What uvicorn asks of its own requests, and of the tasks that it
     waits for when it stops, is named as there."""
 
+    __slots__ = (
+        "_call",
+        "_connection",
+        "_head",
+        "_pieces",
+        "_since",
+        "_stopped",
+        "_work",
+        "collects",
+        "disconnected",
+        "keep_alive",
+        "missing",
+        "response_complete",
+    )
+
     message_event = asyncio.Event()
     """Nobody waits for it."""
-    missing = 0
-    """Bytes of the body that are to come; 0 if nobody has told how many."""
-    collects = True
-    """Whether more of the body is to come, and is wanted."""
-    disconnected = False
-    response_complete = False
-    _pieces: _Pieces | None = None
-    _since = 0.0
-    _work: Work | None = None
-    """What the answer comes from."""
-    _stopped = (503, "the server stopped before it had an answer")
-    """What a caller is told that gets no answer."""
 
     def __init__(self, connection: DirectConnection, head: Head, call: HttpCall):
         self._connection = connection
         self._head = head
         self._call = call
         self.keep_alive = head.keep_alive
+        self.missing = 0
+        """Bytes of the body that are to come; 0 if nobody has told how many."""
+        self.collects = True
+        """Whether more of the body is to come, and is wanted."""
+        self.disconnected = False
+        self.response_complete = False
+        self._pieces: _Pieces | None = None
+        self._since = 0.0
+        self._work: Work | None = None
+        """What the answer comes from."""
+        self._stopped = _STOPPED
 
     def take(self, piece: bytes) -> None:
         """A piece of the body."""
@@ -264,24 +295,15 @@ class _Exchange:
         self.response_complete = True
         # It holds this, in the end, and no circle shall be left for the garbage collector.
         self._work = None
-        connection = self._connection
-        if not self.disconnected and not connection.transport.is_closing():
-            self._send(*answer)
-        connection.tasks.discard(self)
-        self._head.route.server.sent(self._call)
-
-    def _send(self, status: int, parts: Sequence[Buffer], headers: Headers) -> None:
         connection, call = self._connection, self._call
-        size = sum(map(len, parts))
-        first = _first_lines(status, *connection.server_state.default_headers, *headers)
-        last = b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (call.id.encode(), size)
-        if not self.keep_alive:
-            last = b"connection: close\r\n" + last
-        connection.transport.write(b"".join((first, last, *parts)))
-        call.status, call.sent = status, monotonic()
-        if not self.keep_alive:
-            connection.transport.close()
-        connection.on_response_complete()
+        if not self.disconnected:
+            connection.send(answer, call, keep_alive=self.keep_alive)
+        connection.tasks.discard(self)
+        self._head.route.server.sent(call)
+
+
+_STOPPED = 503, "the server stopped before it had an answer"
+"""What a caller is told that gets no answer."""
 
 
 class _Pieces:

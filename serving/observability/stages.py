@@ -79,6 +79,7 @@ class FrontTotals:
         if not self._answered:
             return None
         stamps, self._answered = self._answered, []
+        self.outcomes[Outcome.ANSWERED] += len(stamps)
         times = np.array([*map(_COMPUTED, stamps)])
         for spread, stage in zip(self.stages.values(), np.diff(times).T, strict=False):
             spread.add_all(stage)

@@ -180,24 +180,25 @@ class ModelMetrics:
     ) -> None:
         """A request got its outcome; `reason` is why it was refused, if it was."""
         totals = self.fronts[front]
+        if outcome is Outcome.ANSWERED and not stamps.cached:
+            if stamps.looked_up:
+                self.cache_miss.add(stamps.looked_up - stamps.received)
+            if totals.computed(stamps):
+                self.settle()
+            return
         totals.outcomes[outcome] += 1
-        if outcome is not Outcome.ANSWERED:
-            if reason:
-                self.refusals[reason] += 1
-            if stamps.queued:
-                self._came_in(stamps.received)
-            self.fail.add(monotonic() - stamps.received if stamps.received else 0.0)
-        elif stamps.cached:
+        if outcome is Outcome.ANSWERED:
             request_s = stamps.answered - stamps.received
             self.success.add(request_s)
             if self.has_spreads:
                 self.request_spread.add(request_s)
             self.cache_hit.add(stamps.looked_up - stamps.received)
-        else:
-            if stamps.looked_up:
-                self.cache_miss.add(stamps.looked_up - stamps.received)
-            if totals.computed(stamps):
-                self.settle()
+            return
+        if reason:
+            self.refusals[reason] += 1
+        if stamps.queued:
+            self._came_in(stamps.received)
+        self.fail.add(monotonic() - stamps.received if stamps.received else 0.0)
 
     def settle(self) -> None:
         """Count what is only kept so far. To be called before anything is read here."""
