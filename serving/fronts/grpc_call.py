@@ -29,6 +29,8 @@ from serving.fronts.http2.stream import Stream, StreamEnded
 if TYPE_CHECKING:
     from serving.fronts.http2.connection import Connection
 
+_SMALL_BYTES = 1 << 12
+"""A message of no more is not counted: all that there may be are not much."""
 _LONG_BYTES = 1 << 14
 """A compressed message of so many bytes is unpacked in a thread."""
 _MESSAGE_HEAD = Struct(">LBLBL")
@@ -53,6 +55,7 @@ class GrpcCall(Stream):
         "_is_cancelled",
         "_limit",
         "_most_held",
+        "_owed",
         "_rpc",
         "_runs",
         "_timer",
@@ -82,6 +85,8 @@ class GrpcCall(Stream):
         """What the answer comes from; a task, if somebody has to wait for it."""
         self._runs = False
         """The task has begun, and will clean up whatever becomes of it."""
+        self._owed = 0
+        """Bytes of the message that is being answered."""
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._has_begun = False
@@ -147,6 +152,9 @@ class GrpcCall(Stream):
 
     def _begin(self, message: Message) -> None:
         is_compressed, data = message
+        if len(data) > _SMALL_BYTES:
+            self._owed = len(data)
+            self.connection.owe(self._owed)
         if self._rpc.begin is not None and not is_compressed:
             work = self._rpc.begin(data, self)
             if self.is_done:
@@ -253,6 +261,9 @@ class GrpcCall(Stream):
             self._timer.cancel()
         if self._inbox is not None:
             self._inbox.close()
+        if self._owed:
+            owed, self._owed = self._owed, 0
+            self.connection.owe(-owed)
         # They hold this, in the end, and no circle shall be left for the garbage collector.
         self._inbox = self._work = None
         callbacks, self._callbacks = self._callbacks, ()
@@ -289,8 +300,8 @@ class GrpcCall(Stream):
         self._finish(code, details)
         self._done()
 
-    def add_unsent(self, size: int) -> None:
-        self.connection.add_unsent(size)
+    def owe(self, size: int) -> None:
+        self.connection.owe(size)
 
     async def write(self, message: Any) -> None:
         await self._send(self._rpc.serialize(message))

@@ -29,11 +29,9 @@ class Context(Protocol):
 
     def cancelled(self) -> bool: ...
 
-    def add_unsent(self, size: int) -> None:
-        """Messages of so many bytes more are there to be written; or fewer, if it is less than 0.
-
-        As long as there are many, the caller's next requests are waited with.
-        """
+    def owe(self, size: int) -> None:
+        """A stream of requests is owed answers to, or of, so many bytes more; or fewer, if it is
+        less than 0. As long as that is much, the caller's next requests wait."""
 
     async def write(self, message: Any) -> None:
         """Send a message, when there is room for it. Raises one of `CALLER_IS_GONE`."""

@@ -95,5 +95,5 @@ class _Context:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
-    def add_unsent(self, size: int) -> None:
-        """gRPC bounds what one stream has sent; more there is not to be told."""
+    def owe(self, size: int) -> None:
+        """It has no bound that would need to know."""

@@ -92,12 +92,12 @@ def build_rpcs(server: Server, *, restrictions: Restrictions, strict: bool) -> R
             if method.name in behaviors:
                 behavior = _guarded(method.name, behaviors[method.name], restrictions)
                 rpcs[f"/{service.full_name}/{method.name}"] = _rpc(method, behavior)
-    # They write their messages themselves; ModelInfer reads them, too.
+    # They read and write their messages themselves.
     infer, stream = (
         f"/{INFERENCE.full_name}/{name}" for name in ("ModelInfer", "ModelStreamInfer")
     )
-    rpcs[stream] = replace(rpcs[stream], serialize=bytes)
-    rpcs[infer] = replace(rpcs[infer], parse=bytes, serialize=bytes)
+    for path in (infer, stream):
+        rpcs[path] = replace(rpcs[path], parse=bytes, serialize=bytes)
     if GROUPS["ModelInfer"] not in restrictions.keys:
         rpcs[infer] = replace(rpcs[infer], begin=inference.begin)
     (reflect,) = REFLECTION.methods

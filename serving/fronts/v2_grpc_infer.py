@@ -17,7 +17,6 @@ from serving.calls import Call, Front, clean_id, new_id
 from serving.errors import InvalidRequest, RequestError, Unavailable
 from serving.fronts.grpc_rpc import CALLER_IS_GONE, Context, Metadata, Told, Work
 from serving.fronts.grpc_status import (
-    UNREADABLE,
     abort,
     describe,
     is_too_late,
@@ -88,7 +87,7 @@ class Inference:
         self._server.ask(asked, loaded)
         return asked
 
-    async def stream(self, messages: AsyncIterator[Any], context: Context) -> None:
+    async def stream(self, messages: AsyncIterator[bytes], context: Context) -> None:
         """ModelStreamInfer"""
         try:
             await _Stream(self, self._server, context).run(messages)
@@ -209,32 +208,49 @@ class _Stream:
         self._ends_on_error = metadata(context, "triton_grpc_error") == "true"
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._in_flight = 0
+        self._owed = 0
+        """Bytes of requests that are being answered, and of answers to be sent."""
         # gRPC takes one message of a call at a time. Whoever ends the stream early keeps the lock:
         # a write that is cancelled goes on inside gRPC, which takes no status beside it.
         self._writing = asyncio.Lock()
 
-    async def run(self, messages: AsyncIterator[Any]) -> None:
+    async def run(self, messages: AsyncIterator[bytes]) -> None:
         """Serve until the caller has sent its last request and every response went out.
 
         Raises an `ExceptionGroup` of what ends the stream early.
         """
+        try:
+            await self._run(messages)
+        finally:
+            # Of tasks that were cancelled before they began.
+            self._owe(-self._owed)
+
+    async def _run(self, messages: AsyncIterator[bytes]) -> None:
         async with asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(self._stop_with_the_server())
             before: asyncio.Task[None] | None = None
-            async for message in messages:
-                if message is UNREADABLE:
+            async for data in messages:
+                size = len(data)
+                try:
+                    message = service_pb2.ModelInferRequest.FromString(data)
+                except DecodeError:
                     await self._writing.acquire()
-                    raise InvalidRequest("what was sent is not a message of this method")
+                    raise InvalidRequest("what was sent is not a message of this method") from None
+                del data
                 await self._slots.acquire()
                 self._in_flight += 1
+                self._owe(size)
                 # Tasks start in the order in which they were made, and nothing is awaited before
                 # a request has its place in the queue, so the order of the stream is kept.
                 caller = self._new_call()
-                before = tasks.create_task(self._serve(message, caller, before))
+                before = tasks.create_task(self._serve(message, size, caller, before))
             watch.cancel()
 
-    async def _serve(self, message: Any, caller: Call, before: asyncio.Task[None] | None) -> None:
-        """Answer a request. A single answer waits for those to all requests `before` it.
+    async def _serve(
+        self, message: Any, size: int, caller: Call, before: asyncio.Task[None] | None
+    ) -> None:
+        """Answer a request of so many bytes. A single answer waits for those to all requests
+        `before` it.
 
         Callers who give their requests no ids count on that order, which Triton keeps, too.
         """
@@ -262,6 +278,7 @@ class _Stream:
                 await self._send(self._final(message, problem), before)
         finally:
             self._inference.sent(caller)
+            self._owe(-size)
             self._in_flight -= 1
             self._slots.release()
 
@@ -274,6 +291,10 @@ class _Stream:
                 await self._send(service_pb2.ModelStreamInferResponse(infer_response=answer))
         if call.wants_empty_final:
             await self._send(self._final(message))
+
+    def _owe(self, size: int) -> None:
+        self._owed += size
+        self._context.owe(size)
 
     def _new_call(self) -> Call:
         """For one request of the stream."""
@@ -292,13 +313,13 @@ class _Stream:
         """When all is sent that is to be sent `before`, and it is the turn of this stream."""
         data: bytes = message.SerializeToString()
         del message  # The wait may be long for who does not read.
-        self._context.add_unsent(len(data))
+        self._owe(len(data))
         try:
             await _ended(before)
             async with self._writing:
                 await self._context.write(data)
         finally:
-            self._context.add_unsent(-len(data))
+            self._owe(-len(data))
 
     def _final(self, message: Any, error: str = "") -> Any:
         """The last word on a request, without tensors."""

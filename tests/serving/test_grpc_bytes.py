@@ -156,9 +156,7 @@ def test_another_id_and_other_values_are_known(names: tuple[str, ...]) -> None:
         assert known is not None
         request, _ = known
         assert request.id == id
-        assert [each.tolist() for each in request.inputs.values()] == [[[2.0] * 4]] * len(
-            names
-        )
+        assert [each.tolist() for each in request.inputs.values()] == [[[2.0] * 4]] * len(names)
     assert patterns.request(plain("i" * 128, 2, *names).SerializeToString()) is None
     broken = plain("ab", 2, *names).SerializeToString().replace(b"ab", b"\xff\xfe")
     assert patterns.request(broken) is None

@@ -40,8 +40,8 @@ class Application(Protocol):
     """What is served over the connections."""
 
     most_held: int
-    """Bytes of messages of which the end has not come, on one connection, see `Backlog`; and of
-    those that have yet to be sent, see `Outgoing`."""
+    """Bytes on one connection: of messages of which the end has not come, see `Backlog`; and of
+    those that are owed, see `Outgoing`."""
 
     def understand(self, headers: Headers) -> Any:
         """What headers say. It is kept for those that come again, so nothing may change it.

@@ -14,7 +14,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class HeldBack(Protocol):
-    """Who would begin with what comes to more that must be sent."""
+    """Who would begin with what leads to an answer."""
 
     def proceed(self) -> None:
         """Now it may."""
@@ -23,12 +23,12 @@ class HeldBack(Protocol):
 class Outgoing(asyncio.Protocol):
     """The windows of streams are their own; see `Stream`.
 
-    While more than `most_unsent` bytes wait to be sent, nothing is to begin that comes to more.
+    While the peer is owed answers to, or of, more than `most_owed` bytes, no more is to begin.
     """
 
     transport: asyncio.Transport
 
-    def __init__(self, most_unsent: int) -> None:
+    def __init__(self, most_owed: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.is_ending = False
         """Nothing is read or written any more."""
@@ -39,9 +39,9 @@ class Outgoing(asyncio.Protocol):
         """Of a stream."""
         self.max_frame_out = frames.DEFAULT_FRAME_SIZE
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self.unsent = 0
-        """Bytes of answers that are there, and wait for room."""
-        self._most_unsent = most_unsent
+        self.owed = 0
+        """Bytes of what is being answered, and of answers that wait for room."""
+        self._most_owed = most_owed
         self._held_back: dict[HeldBack, None] = {}
         self._first = NO_TABLE
 
@@ -65,18 +65,18 @@ class Outgoing(asyncio.Protocol):
         """Bytes that can go out now, for whoever has not waited."""
         return 0 if self.is_paused or self._waiting else self.window_out
 
-    def add_unsent(self, size: int) -> None:
-        """So many bytes more wait to be sent; or fewer, if it is less than 0."""
-        self.unsent += size
-        while self._held_back and self.unsent <= self._most_unsent:
+    def owe(self, size: int) -> None:
+        """So many bytes more are owed; or fewer, if it is less than 0."""
+        self.owed += size
+        while self._held_back and self.owed <= self._most_owed:
             first = next(iter(self._held_back))
             del self._held_back[first]
             first.proceed()
 
     @property
     def is_behind(self) -> bool:
-        """Whether much waits to be sent."""
-        return self.unsent > self._most_unsent
+        """Whether too much is owed."""
+        return self.owed > self._most_owed
 
     def holds_back(self, who: HeldBack) -> bool:
         """Whether it must wait to be told that it may `proceed`."""

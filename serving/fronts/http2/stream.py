@@ -101,7 +101,7 @@ class Stream(ABC):
         """Send all of it, waiting for room as often as it takes. Raises `StreamEnded`."""
         connection = self.connection
         rest = memoryview(data)
-        connection.add_unsent(len(rest))
+        connection.owe(len(rest))
         try:
             while rest:
                 size = min(await self._wait_for_room(), len(rest))
@@ -111,9 +111,9 @@ class Stream(ABC):
                 connection.write(rest[:size])
                 connection.earn()
                 rest = rest[size:]
-                connection.add_unsent(-size)
+                connection.owe(-size)
         finally:
-            connection.add_unsent(-len(rest))
+            connection.owe(-len(rest))
             connection.wake()
 
     def end(self) -> None:
