@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from struct import Struct
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -210,32 +210,23 @@ class GrpcCall(Stream):
                 await self._send(data)
 
     def _send_at_once(self, data: bytes) -> bool:
-        """Headers, message and trailers in one piece, if there is room for them."""
+        """Headers, message and trailers together, if there is room for them."""
         connection, id = self.connection, self.id
         length = len(data)
         size = PREFIX_BYTES + length
-        if (
-            self.is_done
-            or size > connection.room()
-            or size > self.window_out
-            or size > connection.max_frame_out
-        ):
+        if self.is_done or size > connection.room() or size > self.window_out:
             return False
         connection.window_out -= size
         headers = connection.first() + SUCCESS
         trailers = OK + self._trailing
-        connection.write(
-            b"".join(
-                (
-                    HEAD.pack(len(headers) << 8 | HEADERS, END_HEADERS, id),
-                    headers,
-                    _MESSAGE_HEAD.pack(size << 8 | DATA, 0, id, 0, length),
-                    data,
-                    HEAD.pack(len(trailers) << 8 | HEADERS, END_HEADERS | END_STREAM, id),
-                    trailers,
-                )
-            )
-        )
+        head = HEAD.pack(len(headers) << 8 | HEADERS, END_HEADERS, id)
+        end = HEAD.pack(len(trailers) << 8 | HEADERS, END_HEADERS | END_STREAM, id)
+        if size <= connection.max_frame_out:
+            first = _MESSAGE_HEAD.pack(size << 8 | DATA, 0, id, 0, length)
+            connection.write(b"".join((head, headers, first, data, end, trailers)))
+        else:
+            parts = [head + headers, *_frames(id, connection.max_frame_out, data), end + trailers]
+            connection.write_all(parts)
         self.end()
         return True
 
@@ -308,6 +299,17 @@ class GrpcCall(Stream):
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
         raise Aborted(code, details)
+
+
+def _frames(id: int, most: int, message: bytes) -> Iterator[bytes | memoryview]:
+    """A message in frames of `most` bytes, except the last one."""
+    view, begin, end = memoryview(message), 0, most - PREFIX_BYTES
+    yield _MESSAGE_HEAD.pack(most << 8 | DATA, 0, id, 0, len(view))
+    while begin < len(view):
+        if begin:
+            yield HEAD.pack(min(most, len(view) - begin) << 8 | DATA, 0, id)
+        yield view[begin:end]
+        begin, end = end, end + most
 
 
 class Refused(Stream):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Protocol
 
 from serving.fronts.http2 import frames
@@ -55,6 +56,10 @@ class Outgoing(asyncio.Protocol):
     def write(self, data: Buffer) -> None:
         if not self.is_ending:
             self.transport.write(data)
+
+    def write_all(self, parts: Sequence[Buffer]) -> None:
+        if not self.is_ending:
+            self.transport.writelines(parts)
 
     def first(self) -> bytes:
         """What the next block of headers must begin with."""
