@@ -13,6 +13,8 @@ from serving.fronts.http2.stream import WINDOW, Stream
 
 _QUEUED_BYTES = 128
 """That a message takes up beside what is in it."""
+_UNCOUNTED_BYTES = WINDOW // 8
+"""Of each message that is not whole: part of what a caller may send in any case."""
 
 
 class Inbox:
@@ -46,9 +48,11 @@ class Inbox:
     def feed(self, data: bytes | memoryview, ends: bool) -> None:
         """Raises `Aborted` for what is no message, or too much."""
         messages = self._reader.feed(data)
+        self._unread += len(data)
+        if not messages and not ends and self._unread < _UNCOUNTED_BYTES:
+            return
         if ends and self._reader.held:
             raise Aborted(grpc.StatusCode.INVALID_ARGUMENT, "a message is cut short")
-        self._unread += len(data)
         for message in messages:
             self._queue.append(message)
             self._queued += _QUEUED_BYTES + len(message[1])
