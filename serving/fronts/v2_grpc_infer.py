@@ -344,14 +344,12 @@ async def _ended(task: asyncio.Task[None] | None) -> None:
 
 def _new_call(context: Context, operation: str) -> Call:
     id, traceparent, tracestate = _identity(tuple(context.invocation_metadata() or ()))
-    return Call(
-        Front.V2_GRPC,
-        operation,
-        id or new_id(),
-        has_own_id=bool(id),
-        traceparent=traceparent,
-        tracestate=tracestate,
-    )
+    call = Call(Front.V2_GRPC, operation, id or new_id())
+    if id:
+        call.has_own_id = True
+    if traceparent:
+        call.traceparent, call.tracestate = traceparent, tracestate
+    return call
 
 
 @lru_cache(256)

@@ -82,7 +82,7 @@ def write_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 def text_field(name: str, value: str) -> bytes:
     """A block, or the rest of one, with one header."""
     text = value.encode()
-    return b"%b%b%b" % (_named(name), _length(len(text)), text)
+    return _named(name) + _length(len(text)) + text
 
 
 @lru_cache(256)
