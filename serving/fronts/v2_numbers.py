@@ -46,6 +46,13 @@ _WIDEST: Mapping[str, tuple[Literal["d", "i", "u"], type[np.generic]]] = {
 _OF_NUMBERS = b"0123456789+-.eE \t\n\r"
 """Characters of numbers, and between them."""
 
+_PARSER = simdjson.Parser()
+"""Keeps its memory, some ten times the longest text: to ask the system for as much again and again
+takes longer than to parse."""
+
+_KEPT_BYTES = 1 << 20
+"""Longer texts are not worth that."""
+
 Reader = Callable[[bytes], Array | None]
 """From an array's text to a tensor; to None if it is not plainly one."""
 
@@ -104,12 +111,14 @@ def _many(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Reader:
     def read(text: bytes) -> Array | None:
         if not (_is_flat(text) or is_nested_as(shape, text)):
             return None
+        parser = _PARSER if len(text) <= _KEPT_BYTES else simdjson.Parser()
         try:
-            # A parser of its own: it keeps the memory that the longest text has taken.
-            array = simdjson.Parser().parse(text)
+            array = parser.parse(text)
             assert isinstance(array, simdjson.Array)
             # Which takes no notice of arrays within arrays.
             wide = np.frombuffer(array.as_buffer(of_type=letter), widest)
+            # A parser parses nothing more while there is something of what it parsed.
+            del array
         except (ValueError, TypeError, RuntimeError):
             return None
         if len(wide) != count:
