@@ -21,14 +21,12 @@ from serving.fronts.asgi import (
     JSON,
     SILENCE_S,
     SLOWEST_BYTES_PER_S,
-    Headers,
     HttpCall,
     error_body,
 )
 from serving.fronts.http_connection import Connection
 from serving.fronts.known_heads import Head, KnownHeads
 from serving.fronts.route import Answer, Body, PredictRoute, Work
-from serving.fronts.v2_tensors import Buffer
 
 _MOST_PIECES = 64
 """Each is an object of its own, which may be larger than what it holds."""

@@ -1,4 +1,4 @@
-"""Flat JSON arrays of numbers, for those whose count and type are known before they come.
+"""JSON arrays of numbers, flat or nested as their shape, which is known before they are read.
 
 Only what is plainly right is read here. All else is left to `v2_tensors.from_json`, which can say
 what is wrong with it.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
+from itertools import accumulate, chain
+from operator import mul
 from typing import Literal
 
 import numpy as np
@@ -41,16 +43,43 @@ _WIDEST: Mapping[str, tuple[Literal["d", "i", "u"], type[np.generic]]] = {
     "V": ("d", np.float64),  # BF16, to numpy
 }
 
+_OF_NUMBERS = b"0123456789+-.eE \t\n\r"
+"""Characters of numbers, and between them."""
+
+_PARSER = simdjson.Parser()
+"""Keeps its memory, some ten times the longest text: to ask the system for as much again and again
+takes longer than to parse."""
+
+_KEPT_BYTES = 1 << 20
+"""Longer texts are not worth that."""
+
 Reader = Callable[[bytes], Array | None]
-"""From a text to its first bracket that closes, to a tensor; to None if that is no plain array."""
+"""From an array's text to a tensor; to None if it is not plainly one."""
 
 
 def reader(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Reader | None:
     """For tensors of one type and shape; None if they are not read here."""
+    count = math.prod(shape)
     letter = _LETTERS.get(DATATYPES[dtype])
-    if math.prod(shape) >= MANY:
+    if count >= MANY:
         return _many(dtype, shape) if dtype.kind in _WIDEST else None
-    return None if letter is None else _few(letter, dtype, shape)
+    return _few(letter, dtype, shape) if letter is not None and count else None
+
+
+def is_nested_as(shape: tuple[int, ...], text: bytes) -> bool:
+    """Whether an array's text, all of whose elements are numbers, has the brackets and the commas
+    of a tensor of this shape."""
+    brackets = 2 * sum(accumulate(shape[:-1], mul, initial=1))
+    if not shape or brackets + math.prod(shape) - 1 > len(text):
+        return False
+    nested = b""
+    for size in reversed(shape):
+        nested = b"[%b]" % b",".join([nested] * size)
+    return text.translate(None, _OF_NUMBERS) == nested
+
+
+def _is_flat(text: bytes) -> bool:
+    return text.find(b"[", 1) < 0
 
 
 def _few(letter: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Reader:
@@ -61,7 +90,13 @@ def _few(letter: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Re
         if b"u" in text or b"l" in text:
             return None
         try:
-            raw = pack(*orjson.loads(text))
+            numbers = orjson.loads(text)
+            if not _is_flat(text):
+                if not is_nested_as(shape, text):
+                    return None
+                for _ in shape[1:]:
+                    numbers = chain.from_iterable(numbers)
+            raw = pack(*numbers)
         except (ValueError, OverflowError, struct.error):
             return None
         return np.ndarray(shape, dtype, raw)
@@ -74,11 +109,16 @@ def _many(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Reader:
     count = math.prod(shape)
 
     def read(text: bytes) -> Array | None:
+        if not (_is_flat(text) or is_nested_as(shape, text)):
+            return None
+        parser = _PARSER if len(text) <= _KEPT_BYTES else simdjson.Parser()
         try:
-            # A parser of its own: it keeps the memory that the longest text has taken.
-            array = simdjson.Parser().parse(text)
+            array = parser.parse(text)
             assert isinstance(array, simdjson.Array)
+            # Which takes no notice of arrays within arrays.
             wide = np.frombuffer(array.as_buffer(of_type=letter), widest)
+            # A parser parses nothing more while there is something of what it parsed.
+            del array
         except (ValueError, TypeError, RuntimeError):
             return None
         if len(wide) != count:

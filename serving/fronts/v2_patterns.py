@@ -2,19 +2,19 @@
 
 A client that sends tensor after tensor sends the same text around the numbers each time, and to
 understand that takes longer than all else that is done for a small request. That text is a key
-here: of a binary request its JSON header, of a JSON request all but the elements of its one tensor.
+here: of a binary request its JSON header, of a JSON request all but its tensors' elements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import numpy as np
-import orjson
 
 from serving.errors import RequestError
+from serving.fronts.v2_arrays import cut, without_data
 from serving.fronts.v2_call import InferCall, OutputWish
 from serving.fronts.v2_forms import Forms
 from serving.fronts.v2_numbers import Reader, reader
@@ -26,17 +26,11 @@ MAX_PATTERNS = 128
 """Of either kind kept at once: more than clients send that do not put a new id into each."""
 
 
-class _Inputs(Protocol):
-    def read(self, body: bytes, start: int, end: int) -> Tensors | None:
-        """The inputs, which lie there; None if they are not as they were."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class _Pattern:
     """A call but for its tensors' values."""
 
-    inputs: _Inputs
+    inputs: _Raw | _Json
     rows: int
     """That the model has found, so that it need not look at the tensors again."""
     outputs: tuple[str, ...]
@@ -64,12 +58,12 @@ class Patterns:
         `header_bytes` is the length of a binary request's header.
         """
         if header_bytes is not None:
-            start, end = header_bytes, len(body)
             pattern = self._binary.get(body[:header_bytes])
+            values: Any = body
         else:
-            start, end = _array(body)
-            pattern = self._json.get(_around(body, start, end))
-        if pattern is None or (inputs := pattern.inputs.read(body, start, end)) is None:
+            pieces, values = cut(body)
+            pattern = self._json.get(_text(pieces))
+        if pattern is None or (inputs := pattern.inputs.read(values)) is None:
             return None
         request = InferRequest(
             model.config.name,
@@ -93,20 +87,19 @@ class Patterns:
             or any(wish.region or wish.classification for wish in call.wishes.values())
         ):
             return
-        start, end = _array(body) if header_bytes is None else (header_bytes, len(body))
-        text = body[:start] if header_bytes is not None else _around(body, start, end)
-        if not 0 < len(text) <= MAX_TEXT_BYTES:
-            return
-        inputs: _Inputs | None
+        inputs: _Raw | _Json | None
         try:
             if header_bytes is not None:
-                inputs = _Raw.of(request, model, end - start)
+                text = body[:header_bytes]
+                inputs = _Raw.of(request, model, len(body), header_bytes)
             else:
-                inputs = _Json.of(request, body[:start], body[end:])
+                pieces, _ = cut(body)
+                text = _text(pieces)
+                inputs = _Json.of(request, model, pieces)
             rows = model.rows(request)
         except RequestError:
             return  # of which the caller will hear
-        if inputs is None:
+        if inputs is None or not 0 < len(text) <= MAX_TEXT_BYTES:
             return
         known = self._json if header_bytes is None else self._binary
         if len(known) >= MAX_PATTERNS:
@@ -125,80 +118,70 @@ class Patterns:
 
 
 class _Raw:
-    """Tensors one after the other, as bytes."""
+    """Tensors one after the other, as bytes behind a header."""
 
-    def __init__(self, inputs: Tensors):
+    def __init__(self, inputs: Tensors, header_bytes: int):
         self._places: dict[str, tuple[tuple[int, ...], np.dtype[np.generic], int]] = {}
-        self._byte_size = 0
+        self._end = header_bytes
         for name, tensor in inputs.items():
-            self._places[name] = tensor.shape, tensor.dtype, self._byte_size
-            self._byte_size += tensor.nbytes
+            self._places[name] = tensor.shape, tensor.dtype, self._end
+            self._end += tensor.nbytes
 
     @classmethod
-    def of(cls, request: InferRequest, model: Model, byte_size: int) -> _Raw | None:
-        """For requests like this one, whose raw part has so many bytes."""
-        raw = cls(request.inputs)
+    def of(
+        cls, request: InferRequest, model: Model, body_bytes: int, header_bytes: int
+    ) -> _Raw | None:
+        """For requests like this one, whose body has so many bytes."""
+        raw = cls(request.inputs, header_bytes)
         model.rows(request)
         # Which has brought them into its own order.
         raw._places = {name: raw._places[name] for name in request.inputs}
-        return raw if raw._byte_size == byte_size else None
+        return raw if raw._end == body_bytes else None
 
-    def read(self, body: bytes, start: int, end: int) -> Tensors | None:
-        if end - start != self._byte_size:
+    def read(self, body: bytes) -> Tensors | None:
+        """The inputs; None if they are not as they were."""
+        if len(body) != self._end:
             return None
         inputs: Tensors = {}
         for name, (shape, dtype, at) in self._places.items():
-            inputs[name] = np.ndarray(shape, dtype, body, start + at)
+            inputs[name] = np.ndarray(shape, dtype, body, at)
         return inputs
 
 
 class _Json:
-    """The one array of numbers of a JSON request."""
+    """Tensors of numbers, each an array."""
 
-    def __init__(self, name: str, numbers: Reader):
-        self._name = name
-        self._numbers = numbers
+    def __init__(self, readers: Mapping[str, tuple[int, Reader]]):
+        self._readers = readers
 
     @classmethod
-    def of(cls, request: InferRequest, before: bytes, after: bytes) -> _Json | None:
-        """For requests like this one, whose text has an array between these parts."""
-        [(name, tensor), *others] = request.inputs.items()
-        numbers = reader(tensor.dtype, tensor.shape)
-        if others or numbers is None or not _is_data_between(before, after):
+    def of(cls, request: InferRequest, model: Model, pieces: Sequence[bytes]) -> _Json | None:
+        """For requests like this one, whose text has its arrays between these pieces."""
+        readers: dict[str, tuple[int, Reader]] = {}
+        for place, (name, tensor) in enumerate(request.inputs.items()):
+            read = reader(tensor.dtype, tensor.shape)
+            if read is None:
+                return None
+            readers[name] = place, read
+        if len(pieces) != len(readers) + 1 or without_data(pieces) is None:
             return None
-        return cls(name, numbers)
+        model.rows(request)
+        # Which has brought them into its own order.
+        return cls({name: readers[name] for name in request.inputs})
 
-    def read(self, body: bytes, start: int, end: int) -> Tensors | None:
-        tensor = self._numbers(body[start:end])
-        return None if tensor is None else {self._name: tensor}
+    def read(self, arrays: Sequence[bytes]) -> Tensors | None:
+        """The inputs; None if they are not as they were."""
+        inputs: Tensors = {}
+        for name, (place, read) in self._readers.items():
+            tensor = read(arrays[place])
+            if tensor is None:
+                return None
+            inputs[name] = tensor
+        return inputs
 
 
-def _array(body: bytes) -> tuple[int, int]:
-    """Where the first array lies that seems to be a tensor's data, or the one row of them."""
-    start = body.find(b"[", body.find(b'"data"'))
-    end = body.find(b"]", start)
-    return (body.rfind(b"[", start, end), end + 1) if 0 < start < end else (0, 0)
-
-
-def _around(body: bytes, start: int, end: int) -> bytes:
-    """All but the array's elements; nothing if that is much."""
-    if not end or len(body) - (end - start) > MAX_TEXT_BYTES:
+def _text(pieces: Sequence[bytes]) -> bytes:
+    """All but the arrays' elements; nothing if there are none, or it is much."""
+    if len(pieces) == 1 or sum(map(len, pieces)) > MAX_TEXT_BYTES:
         return b""
-    return b"%b[]%b" % (body[:start], body[end:])
-
-
-def _is_data_between(before: bytes, after: bytes) -> bool:
-    """Whether an array between these two is all that the one input has for its data."""
-    try:
-        documents = [orjson.loads(before + array + after) for array in (b"[]", b"[7]")]
-        found = [_row(document["inputs"][0].pop("data")) for document in documents]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return False
-    return found == [[], [7]] and documents[0] == documents[1]
-
-
-def _row(data: object) -> object:
-    """What is within arrays of one element."""
-    while isinstance(data, list) and len(data) == 1 and isinstance(data[0], list):
-        data = data[0]
-    return data
+    return b"[]".join(pieces)

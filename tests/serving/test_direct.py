@@ -25,7 +25,7 @@ from serving.calls import Front
 from serving.fronts import direct
 from serving.fronts.direct import DirectConnection
 from serving.fronts.known_heads import KnownHeads
-from serving.fronts.v2_http import HEADER_LENGTH
+from serving.fronts.v2_body import HEADER_LENGTH
 from tests.support import WAYS, RunningServer, await_true, metric, serving, write_fake, write_model
 
 PATH = b"/v2/models/double/infer"

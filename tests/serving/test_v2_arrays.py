@@ -1,0 +1,193 @@
+"""A JSON request whose tensors' data is taken apart from it says what it says as a whole."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.config import ModelConfig
+from serving.errors import Malformed, RequestError
+from serving.fronts import v2_body
+from serving.fronts.v2_arrays import MOST_ARRAYS, cut, without_data
+from serving.fronts.v2_body import parse_infer
+from serving.fronts.v2_numbers import is_nested_as
+from serving.fronts.v2_patterns import Patterns
+from serving.pbtxt.reader import read_text
+from serving.shared_memory import SharedMemory
+from serving.types import InferRequest
+
+CONFIG = """
+backend: "fake"
+input [ { name: "x" data_type: TYPE_FP32 dims: [-1] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [-1] } ]
+"""
+MEMORY = SharedMemory(enabled=False)
+
+
+class Anything:
+    """A model that takes whatever comes, its inputs by their names."""
+
+    config: ModelConfig = read_text(CONFIG, Path("m"))
+
+    def rows(self, request: InferRequest) -> int:
+        request.inputs = {name: request.inputs[name] for name in sorted(request.inputs)}
+        return 1
+
+
+MODEL: Any = Anything()
+
+NUMBERS = {
+    "FP32": st.one_of(st.floats(-1e3, 1e3, width=32), st.integers(-9, 9)),
+    "INT32": st.integers(-(2**33), 2**33),
+    "UINT8": st.integers(-1, 256),
+    "BOOL": st.booleans(),
+    "BYTES": st.sampled_from(["", "a", '"data":[1]', "[", "]]", "\\"]),
+}
+
+
+def nested(elements: list[Any], sizes: list[int]) -> list[Any]:
+    for size in reversed(sizes):
+        elements = [elements[at : at + size] for at in range(0, len(elements), max(1, size))]
+    return elements
+
+
+@st.composite
+def tensors(draw: st.DrawFn, name: str) -> dict[str, Any]:
+    datatype = draw(st.sampled_from(["FP32", "FP32", "INT32", *NUMBERS]))
+    shape = draw(st.lists(st.integers(0, 4), max_size=3))
+    count = draw(st.sampled_from([0, 0, 0, -1, 1])) + int(np.prod(shape))
+    elements: list[Any] = [draw(NUMBERS[datatype]) for _ in range(max(0, count))]
+    if elements and draw(st.integers(0, 9)) == 0:
+        elements[-1] = draw(st.sampled_from([None, True, "1", [1], {}, 0.5, 1e40]))
+    data = nested(elements, draw(st.sampled_from([[], shape[1:], shape, [2], [1], [1, 1]])))
+    fields: list[tuple[str, Any]] = [
+        ("name", name),
+        ("datatype", datatype),
+        ("shape", shape),
+        ("data", data),
+    ]
+    if draw(st.integers(0, 5)) == 0:
+        fields.append(("parameters", {"data": draw(st.sampled_from([[1], 1, "x"]))}))
+    return dict(draw(st.permutations(fields)))
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    names = draw(st.sampled_from(["x", "x", "xy", "yx", "xyz"]))
+    fields: list[tuple[str, Any]] = [("inputs", [draw(tensors(name)) for name in names])]
+    if draw(st.booleans()):
+        fields.append(("id", draw(st.sampled_from(["a", '"data"[', '"data":[1]']))))
+    if draw(st.integers(0, 5)) == 0:
+        fields.append(("data", [1]))
+    style: dict[str, Any] = draw(st.sampled_from([{}, {"separators": (",", ":")}, {"indent": 1}]))
+    body = json.dumps(dict(draw(st.permutations(fields))), **style).encode()
+    if draw(st.integers(0, 4)) == 0:
+        at = draw(st.integers(0, len(body) - 1))
+        other = draw(st.sampled_from([b"", b"[", b"]", b",", b"1", b'"']))
+        body = body[:at] + other + body[at + 1 :]
+    return body
+
+
+def said(body: bytes, least_bytes: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    with monkeypatch.context() as changed:
+        changed.setattr(v2_body, "_MANY_BYTES", least_bytes)
+        try:
+            return of(parse_infer(MODEL, "", body, None, MEMORY).request)
+        except RequestError as error:
+            return type(error), str(error)
+
+
+def of(request: InferRequest) -> Any:
+    return request.id, {
+        name: (tensor.dtype, tensor.shape, tensor.tolist())
+        for name, tensor in request.inputs.items()
+    }
+
+
+@settings(max_examples=500, deadline=None)
+@given(bodies())
+def test_apart_and_whole(body: bytes) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert said(body, 0, monkeypatch) == said(body, 1 << 30, monkeypatch)
+
+
+@settings(max_examples=300, deadline=None)
+@given(bodies(), bodies())
+def test_what_is_known_from_one_is_right_of_another(first: bytes, second: bytes) -> None:
+    patterns = Patterns()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for body in (first, second, first):
+            whole = said(body, 1 << 30, monkeypatch)
+            known = patterns.call(MODEL, "", body, None)
+            if known is not None:
+                found = of(known.request)
+                assert found == whole
+                assert list(found[1]) == sorted(whole[1])
+            elif not isinstance(whole[0], type):
+                patterns.learn(MODEL, body, None, parse_infer(MODEL, "", body, None, MEMORY))
+
+
+def body_of(**data: Any) -> bytes:
+    inputs = [
+        {"name": name, "datatype": "FP32", "shape": list(np.shape(each)), "data": each}
+        for name, each in data.items()
+    ]
+    return json.dumps({"inputs": inputs}).encode()
+
+
+def test_several_and_nested_arrays_are_known() -> None:
+    patterns = Patterns()
+    for factor in (1.0, 2.0):
+        x, y = np.full((2, 3), factor), np.full((70, 2, 2), -factor)
+        body = body_of(y=y.tolist(), x=x.tolist())
+        known = patterns.call(MODEL, "", body, None)
+        assert (known is None) == (factor == 1.0)
+        call = known or parse_infer(MODEL, "", body, None, MEMORY)
+        assert (call.request.inputs["x"] == x).all()
+        assert (call.request.inputs["y"] == y).all()
+        patterns.learn(MODEL, body, None, call)
+
+
+def test_many_numbers_make_few_objects() -> None:
+    rows = np.linspace(0, 1, 40_000).reshape(200, 200).round(4)
+    body = body_of(x=rows.tolist(), y=rows[:1].tolist())
+    parse_infer(MODEL, "", body, None, MEMORY)
+    tracemalloc.start()
+    parse_infer(MODEL, "", body, None, MEMORY)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # The text, the numbers as they are read, and as they are wanted. A list of Python's floats
+    # alone is 32 bytes for each.
+    assert most < 2 * len(body) + 8 * rows.size + 4 * rows.size
+
+
+def test_an_error_names_the_place_in_the_whole_body() -> None:
+    rows = body_of(x=np.zeros((300, 5)).tolist())
+    body = rows.replace(b"0.0]]", b"0.0.]]")
+    with pytest.raises(Malformed, match=rf"char {body.index(b'0.0.]]') + 3}\)"):
+        parse_infer(MODEL, "", body, None, MEMORY)
+
+
+def test_no_more_arrays_are_cut_than_anybody_sends() -> None:
+    for count, are_cut in ((MOST_ARRAYS, True), (MOST_ARRAYS + 1, False), (100_000, False)):
+        body = b'"data":[1],' * count
+        pieces, arrays = cut(body)
+        assert len(arrays) == (count if are_cut else 0)
+        assert len(pieces) == len(arrays) + 1
+        assert without_data(pieces) is None
+
+
+@pytest.mark.parametrize("shape", [(2**31, 2**31), (2**20,) + (1,) * 20, (0, 5), (5, 0), ()])
+def test_a_shape_that_the_text_cannot_have_costs_nothing(shape: tuple[int, ...]) -> None:
+    tracemalloc.start()
+    assert not is_nested_as(shape, b"[[1],[2]]")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10_000
