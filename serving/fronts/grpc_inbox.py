@@ -62,15 +62,12 @@ class Inbox:
             if messages or ends:
                 self._wake()
         else:
-            # It is not whole before the stream is.
+            # Until it is begun.
             self._connection.backlog.note(self, self._queued + self._reader.held)
             if len(self._queue) > 1 or (ends and not self._queue):
                 raise Aborted(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message")
             if ends and not self._connection.holds_back(self):
                 self.proceed()
-            elif ends:
-                self._connection.backlog.note(self, 0)
-                self._hold(self._queued)
 
     def proceed(self) -> None:
         if self._begin is None:
@@ -100,8 +97,9 @@ class Inbox:
 
     @property
     def wants_more(self) -> bool:
-        """Whoever sends more than is read is kept waiting, except in the midst of a message."""
-        return self._queued < WINDOW // 2
+        """Whoever sends more than is read is kept waiting, except in the midst of a message. One
+        that is whole and must wait lets nobody past that would have to wait, too."""
+        return self._begin is not None or self._queued < WINDOW // 2
 
     def make_room(self) -> None:
         """For the caller, unless others are to send first."""

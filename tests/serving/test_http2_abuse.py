@@ -439,7 +439,8 @@ def test_messages_that_are_not_whole_take_turns(running: RunningServer) -> None:
         room = [peer.h2.local_flow_control_window(id) for id in ids]
         free = 2 * MAX_BYTES // half
         assert min(room[:free]) > WINDOW - WINDOW // 4
-        assert set(room[free + 1 :]) == {WINDOW - half}
+        # What each has sent last is not counted yet.
+        assert set(room[free + 4 :]) == {WINDOW - half}
         for id in ids:
             peer.send(id, data[half:])
             assert peer.answer(id).status == grpc.StatusCode.INVALID_ARGUMENT.value[0]
@@ -505,12 +506,12 @@ LONG = framed(infer_message("wide", *range(25_000)))
 
 
 def test_nothing_more_is_begun_for_who_does_not_read(running: RunningServer) -> None:
-    """Beyond a bound what it asks waits, beyond another it is refused; and then it reads."""
+    """Beyond a bound what it asks waits; and then it reads."""
 
     def answered() -> float:
         return metric(running, "slipway_requests_total", model="wide", outcome="answered")
 
-    before, bound, calls = answered(), 2 * MAX_BYTES // len(LONG), 400
+    before, bound, calls = answered(), MAX_BYTES // len(LONG), 400
     with Peer(running.grpc_port, reads=False) as peer:
         ids = [peer.open(head()) for _ in range(calls)]
         for id in ids:
@@ -518,18 +519,15 @@ def test_nothing_more_is_begun_for_who_does_not_read(running: RunningServer) -> 
         peer.ping()
         await_true(lambda: answered() - before >= bound)
         time.sleep(0.2)
-        assert answered() - before < 3 * bound
+        assert answered() - before < 6 * bound
         assert is_up(running)
         peer.reads = True
         for id in ids:
             if size := len(peer.answers[id].data):
                 peer.h2.acknowledge_received_data(size, id)
         peer.flush()
-        ends = [peer.answer(id).status for id in ids]
-        refused = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-        assert ends.count(0) + ends.count(refused) == calls
-        assert ends.count(0) >= 2 * bound
-        assert ends.count(refused) >= calls - 5 * bound
+        assert {peer.answer(id).status for id in ids} == {0}
+        assert answered() - before == calls
         assert peer.call(ECHO).values() == [1, 2, 3, 4]
 
 
