@@ -16,7 +16,9 @@ from serving.fronts.tls import Tls
 
 _MOST_HELD = 2
 """Times the largest message: what one connection may have sent that nobody can read yet, and the
-same of what nobody has read."""
+same of what nobody has read, and of what it is owed."""
+_LEAST_OWED = 1 << 24
+"""Bytes that it may be owed in any case: many calls at once make large batches."""
 
 
 class NativeFront:
@@ -26,6 +28,7 @@ class NativeFront:
         self._rpcs = rpcs
         self._limit = max_message_bytes
         self.most_held = _MOST_HELD * max_message_bytes
+        self.most_owed = max(self.most_held, _LEAST_OWED)
         self._server = Http2Server(self, tls.context(["h2"]) if tls else None)
         self._listener: socket.socket | None = None
 

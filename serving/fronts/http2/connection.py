@@ -40,8 +40,9 @@ class Application(Protocol):
     """What is served over the connections."""
 
     most_held: int
-    """Bytes on one connection: of messages of which the end has not come, see `Backlog`; and of
-    those that are owed, see `Outgoing`."""
+    """Bytes of messages of which the end has not come, on one connection; see `Backlog`."""
+    most_owed: int
+    """Bytes of what is being answered and of answers, on one connection; see `Outgoing`."""
 
     def understand(self, headers: Headers) -> Any:
         """What headers say. It is kept for those that come again, so nothing may change it.
@@ -63,7 +64,7 @@ class Connection(Incoming[Stream], Outgoing):
         left: Callable[[Connection], None],
     ):
         Incoming.__init__(self)
-        Outgoing.__init__(self, application.most_held)
+        Outgoing.__init__(self, application.most_owed)
         self.streams: dict[int, Stream] = {}
         self.held = 0
         """Bytes that wait on its streams for somebody to read them."""
