@@ -24,6 +24,7 @@ from serving.fronts.grpc_status import GRPC_STATUS, UNREADABLE, abort, metadata
 from serving.fronts.restricted import Restrictions
 from serving.fronts.v2_grpc_control import Control
 from serving.fronts.v2_grpc_infer import Inference
+from serving.fronts.v2_grpc_stream import streaming
 from serving.server import Server
 
 __all__ = ["GRPC_STATUS", "build_rpcs"]
@@ -79,7 +80,7 @@ def build_rpcs(server: Server, *, restrictions: Restrictions, strict: bool) -> R
     health = Health(server, INFERENCE.full_name, strict=strict)
     behaviors: dict[str, Behavior] = {
         "ModelInfer": inference.infer,
-        "ModelStreamInfer": inference.stream,
+        "ModelStreamInfer": streaming(server, inference),
         "Check": health.Check,
         "Watch": health.Watch,
     }

@@ -19,7 +19,7 @@ import tritonclient.grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from serving.fronts.v2_grpc_infer import MAX_IN_FLIGHT
+from serving.fronts.v2_grpc_stream import MAX_IN_FLIGHT
 from tests.support import RunningServer, await_true, metric, serving, write_config, write_fake
 
 SEQUENCES = """
