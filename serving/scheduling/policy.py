@@ -16,8 +16,7 @@ Where a `PaddingRule` says so, a request of another length is passed over, but n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, NamedTuple
 
 from serving.config import Batching
 from serving.scheduling.padding import ORDINARY, Padding, PaddingRule
@@ -28,8 +27,7 @@ LOOK_AHEAD = 256
 """Requests that may be passed over in the search for others of like length."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision(Generic[T]):
+class Decision(NamedTuple, Generic[T]):
     """What to do now: answer `expired`, run `batch` (if any), and ask again by `wake_at`."""
 
     expired: list[T]
@@ -83,11 +81,15 @@ class BatchPolicy(Generic[T]):
         return self._waiting.clear()
 
     def decide(self, now: float, *, free_instances: int) -> Decision[T]:
-        expired = self._waiting.expire(now)
-        batch, wake_at = self._form(now, free_instances) if free_instances else ([], math.inf)
-        for ticket in batch:
-            self._waiting.discard(ticket)
-        return Decision(expired, batch, min(wake_at, self._waiting.next_expiry()))
+        waiting = self._waiting
+        expired = waiting.expire(now)
+        wake_at = math.inf
+        if free_instances and waiting:
+            batch, wake_at = self._form(now, free_instances)
+            if batch:
+                waiting.take(batch)
+                return Decision(expired, batch, now)
+        return Decision(expired, [], min(wake_at, waiting.next_expiry()))
 
     def _form(self, now: float, free_instances: int) -> tuple[list[T], float]:
         """The batch to run now, or none and the time at which there will be one."""
@@ -95,27 +97,29 @@ class BatchPolicy(Generic[T]):
         rows = preferred = passed_over = 0
         oldest = math.inf
         complete = False
-        padding = Padding(self._padding)
+        padding: Padding | None = None
         for ticket in self._waiting:
-            joins = not batch or (
+            if rows and not (
                 self._merges
                 and rows + ticket.rows <= self._max_rows
                 and ticket.shape_key == batch[0].shape_key
-            )
-            shapes = ticket.padded_shapes
-            if not joins or (shapes and not padding.takes(ticket.rows, shapes)):
-                if joins and self._padding.passes_over and passed_over < LOOK_AHEAD:
-                    passed_over += 1
-                    continue
+            ):
                 complete = True
                 break
+            if ticket.padded_shapes:
+                padding = padding or Padding(self._padding)
+                if not padding.takes(ticket.rows, ticket.padded_shapes):
+                    if self._padding.passes_over and passed_over < LOOK_AHEAD:
+                        passed_over += 1
+                        continue
+                    complete = True
+                    break
             batch.append(ticket)
             rows += ticket.rows
-            oldest = min(oldest, ticket.queued_at)
+            if ticket.queued_at < oldest:
+                oldest = ticket.queued_at
             if rows in self._preferred:
                 preferred = len(batch)
-        if not batch:
-            return [], math.inf
         if preferred:
             return batch[:preferred], now
         longest_s = self._rules.max_queue_delay_s
