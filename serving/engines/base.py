@@ -12,11 +12,19 @@ class Engine(Protocol):
     """One loaded graph.
 
     Threads are the engine's private matter: `infer` may be awaited as many times at once as the
-    model has instances, and must leave the event loop free while it computes.
+    model has instances, and must leave the event loop free while it computes. `infer_at_once` is
+    asked first, and counts as one of these.
     """
 
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
+
+    def infer_at_once(self, inputs: Tensors) -> Tensors | None:
+        """What `infer` returns and raises, if it takes no longer than the event loop may be kept.
+
+        None for what `infer` must be awaited for; nothing has been done of it then.
+        """
+        return None
 
     async def infer(self, inputs: Tensors) -> Tensors:
         """Run the graph once; returns every output. Inputs whose spec is optional may be missing.

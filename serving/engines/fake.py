@@ -42,6 +42,9 @@ class FakeEngine:
         self._delay_s = delay_s
         self._fail_every = fail_every
 
+    def infer_at_once(self, inputs: Tensors) -> Tensors | None:
+        return None
+
     async def infer(self, inputs: Tensors) -> Tensors:
         values = list(inputs.values())
         self._runs += 1

