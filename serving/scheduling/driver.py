@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
@@ -205,20 +205,22 @@ class Driver(ABC, Generic[E]):
         enough, and what is next is to be decided in another turn.
         """
         batch = _Batch(entries)
-        run = error = None
+        begun: Run | Awaitable[Tensors] | SlipwayError
         try:
             self._stack(batch)
             # Who is handed an answer may ask again, but no batch runs within the other.
             outputs = None if self._hands_out else self._engine.infer_at_once(batch.stacked)
-            if outputs is not None:
-                run = self._cut(batch, outputs)
-        except Exception as raised:
-            error = failure(raised)
-        if run is not None:
-            finished(run)
-            self._hand_out(batch, run)
+            if outputs is None:
+                begun = self._engine.infer(batch.stacked)
+            else:
+                begun = self._cut(batch, outputs)
+        except Exception as error:
+            begun = failure(error)
+        if isinstance(begun, Run):
+            finished(begun)
+            self._hand_out(batch, begun)
             return True
-        task = self._loop.create_task(self._occupy_instance(batch, error, finished))
+        task = self._loop.create_task(self._occupy_instance(batch, begun, finished))
         self._runs.add(task)
         task.add_done_callback(self._has_ended)
         return False
@@ -231,18 +233,18 @@ class Driver(ABC, Generic[E]):
     async def _occupy_instance(
         self,
         batch: _Batch[E],
-        error: SlipwayError | None,
+        begun: Awaitable[Tensors] | SlipwayError,
         finished: Callable[[Run | None], None],
     ) -> None:
         run = None
         try:
-            if error is None:
+            if not isinstance(begun, SlipwayError):
                 try:
-                    run = await self._run(batch)
-                except Exception as raised:
-                    error = failure(raised)
-            if error is not None:
-                await self._run_apart(batch.entries, error)
+                    run = self._cut(batch, await begun)
+                except Exception as error:
+                    begun = failure(error)
+            if isinstance(begun, SlipwayError):
+                await self._run_apart(batch.entries, begun)
         finally:
             finished(run)
         # Before the answers are handed out: those who get them would keep the loop from the
@@ -266,14 +268,11 @@ class Driver(ABC, Generic[E]):
             alone = _Batch([entry])
             try:
                 self._stack(alone)
-                run = await self._run(alone)
-            except Exception as raised:
-                fail(entry.answer, failure(raised))
+                run = self._cut(alone, await self._engine.infer(alone.stacked))
+            except Exception as error:
+                fail(entry.answer, failure(error))
             else:
                 self._hand_out(alone, run)
-
-    async def _run(self, batch: _Batch[E]) -> Run:
-        return self._cut(batch, await self._engine.infer(batch.stacked))
 
     def _stack(self, batch: _Batch[E]) -> None:
         """Make of a batch what the engine takes."""
