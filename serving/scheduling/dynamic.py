@@ -58,6 +58,7 @@ class DynamicScheduler(Driver[_Entry]):
         # What runs as soon as an instance is free, without a word from the loop.
         self._next: Handed[_Entry] | None = None
         self._next_is_full = False
+        self._next_expires_at = math.inf
 
     @property
     def depth(self) -> int:
@@ -87,6 +88,9 @@ class DynamicScheduler(Driver[_Entry]):
         self._policy.discard(entry)
 
     def _act(self, now: float) -> float:
+        if self._next_expires_at <= now:
+            self._take_back()
+            self._next_expires_at = math.inf
         while True:
             decision = self._policy.decide(now, free_instances=self._free_instances)
             for entry in decision.expired:
@@ -101,7 +105,7 @@ class DynamicScheduler(Driver[_Entry]):
                 return math.inf
         if self._engine.queues and not self._free_instances and len(self._policy):
             self._look_ahead()
-        return decision.wake_at
+        return min(decision.wake_at, self._next_expires_at)
 
     def _look_ahead(self) -> None:
         """Hand over what runs next, once more if there are others who can join it."""
@@ -111,18 +115,21 @@ class DynamicScheduler(Driver[_Entry]):
             entries, self._next_is_full = self._policy.ahead(self._latest)
             if entries:
                 self._next = self._hand_over(entries)
+                self._next_expires_at = min([entry.expires_at for entry in entries])
 
     def _take_back(self) -> None:
         """Let those wait that were to run next, if they do not run already."""
         if self._next is not None and self._withdrawn(self._next):
             self._policy.put_back(self._next.entries)
             self._next = None
+            self._next_expires_at = math.inf
 
     def _finish(self, requests: int, run: Run | None) -> None:
         if self._next is None:
             self._free_instances += 1
         else:
             batch, self._next = self._next, None
+            self._next_expires_at = math.inf
             self._latest = len(batch.entries)
             self._follow(batch, partial(self._finish, len(batch.entries)))
         if run is not None:

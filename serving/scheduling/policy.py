@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from typing import Generic, NamedTuple
 
-from serving.config import Batching
+from serving.config import Batching, TimeoutAction
 from serving.scheduling.padding import ORDINARY, Padding, PaddingRule
 from serving.scheduling.returns import Returns
 from serving.scheduling.waiting import T, Waiting
@@ -60,6 +60,7 @@ class BatchPolicy(Generic[T]):
         self._is_first_come = not (
             self._rules.priority_levels
             or self._rules.default_policy.max_queue_size
+            or self._rules.default_policy.timeout_action is TimeoutAction.DELAY
             or self._preferred
         )
         self._waiting = Waiting[T](self._rules)
@@ -101,10 +102,9 @@ class BatchPolicy(Generic[T]):
         """Take the batch that is to run next before an instance is free; whether it is full, too.
 
         If not, nobody is expected to join it: whom the latest run has answered is back, and it will
-        not pay to wait for the `running` requests. It is empty where those who come later may go
-        first, and where one that waits may yet expire.
+        not pay to wait for the `running` requests. It is empty where others may yet go first.
         """
-        if self._is_first_come and self._waiting and self._waiting.next_expiry() == math.inf:
+        if self._is_first_come and self._waiting:
             batch, _, is_full, rows = self._gather()
             returns = self._returns
             if is_full or (
