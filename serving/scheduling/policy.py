@@ -125,12 +125,12 @@ class BatchPolicy(Generic[T]):
         batch, preferred, is_full, rows = self._gather()
         if preferred:
             return batch[:preferred], now
-        if is_full:
+        longest_s = self._rules.max_queue_delay_s
+        if is_full or not longest_s:
             return batch, now
         oldest = min([ticket.queued_at for ticket in batch])
-        longest_s = self._rules.max_queue_delay_s
         due = oldest + longest_s
-        if longest_s and self._returns is not None and not self._preferred:
+        if self._returns is not None and not self._preferred:
             # While another instance is free, those who come will not wait for this one.
             alone = free_instances == 1
             due = self._returns.wait_until(rows, oldest, now, longest_s) if alone else now
