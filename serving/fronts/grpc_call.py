@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from struct import Struct
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,22 +17,24 @@ from serving.fronts.grpc_framing import (
     PREFIX_BYTES,
     Aborted,
     Message,
-    MessageReader,
     unpack,
 )
 from serving.fronts.grpc_head import Head, Refusal
-from serving.fronts.grpc_rpc import Metadata, Rpc
+from serving.fronts.grpc_inbox import Inbox
+from serving.fronts.grpc_rpc import Metadata, Rpc, Work
 from serving.fronts.http2.frames import DATA, END_HEADERS, END_STREAM, HEAD, HEADERS
-from serving.fronts.http2.headers import write_block
-from serving.fronts.http2.stream import WINDOW, Stream, StreamEnded
+from serving.fronts.http2.headers import text_field, write_block
+from serving.fronts.http2.stream import Stream, StreamEnded
 
 if TYPE_CHECKING:
     from serving.fronts.http2.connection import Connection
 
+_SMALL_BYTES = 1 << 12
+"""A message of no more is not counted: all that there may be are not much."""
 _LONG_BYTES = 1 << 14
 """A compressed message of so many bytes is unpacked in a thread."""
-_QUEUED_BYTES = 128
-"""That a message takes up beside what is in it."""
+_MESSAGE_HEAD = Struct(">LBLBL")
+"""Of a frame with all of a message: `HEAD` and `PREFIX`."""
 _LONGEST_S = 10 * 365 * 86400.0
 """Beyond, a caller waits for ever."""
 _SHUTTING_DOWN = (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
@@ -49,21 +51,17 @@ class GrpcCall(Stream):
         "_deadline",
         "_has_begun",
         "_head",
-        "_held",
+        "_inbox",
         "_is_cancelled",
         "_limit",
         "_most_held",
-        "_news",
-        "_queue",
-        "_queued",
-        "_reader",
+        "_owed",
         "_rpc",
         "_runs",
-        "_task",
         "_timer",
         "_trailing",
-        "_unread",
         "_verdict",
+        "_work",
     )
 
     def __init__(
@@ -81,76 +79,56 @@ class GrpcCall(Stream):
         self._rpc = rpc
         self._limit = limit
         self._most_held = most_held
-        self._reader: MessageReader | None = None
-        self._held = 0
-        self._queue: deque[Message] = deque()
-        self._queued = 0
-        """Bytes that the queue takes up."""
-        self._unread = 0
-        """Bytes that the caller has not been given back the room for."""
-        self._news: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._inbox: Inbox | None = None
+        """What comes, if that does not come at once."""
+        self._work: Work | None = None
+        """What the answer comes from; a task, if somebody has to wait for it."""
         self._runs = False
-        """The task has begun; one that is cancelled before does not even clean up."""
+        """The task has begun, and will clean up whatever becomes of it."""
+        self._owed = 0
+        """Bytes of the message that is being answered."""
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._has_begun = False
         """The headers of the answer are sent."""
         self._trailing = b""
-        self._callbacks: list[Callable[[Any], object]] = []
+        self._callbacks: tuple[Callable[[Any], object], ...] = ()
         self._code: grpc.StatusCode | None = None
         self._is_cancelled = False
         self._verdict: tuple[grpc.StatusCode, str] | None = None
-        """Why the task is cancelled, for the caller to know."""
-
-    def begin(self) -> None:
-        """The headers are there."""
-        timeout_s = self._head.timeout_s
-        if timeout_s is not None and timeout_s < _LONGEST_S:
-            self._deadline = monotonic() + timeout_s
-            self._timer = self.connection.loop.call_later(timeout_s, self._expire)
-        if self._rpc.streams_requests:
-            self._task = self.connection.loop.create_task(self._run(self._requests()))
-        elif self.peer_is_done:
+        """Why the work is cancelled, for the caller to know."""
+        if head.timeout_s is not None and head.timeout_s < _LONGEST_S:
+            self._deadline = monotonic() + head.timeout_s
+            self._timer = connection.loop.call_later(head.timeout_s, self._expire)
+        if rpc.streams_requests:
+            self._run(self._behave, self._requests(self._open_inbox()))
+        elif peer_is_done:
             self.receive(b"", True)
 
     # What the stream brings.
 
     def receive(self, data: bytes | memoryview, ends: bool) -> None:
-        if ends and self._reader is None and not self._rpc.streams_requests:
+        if ends and self._inbox is None and not self.connection.is_behind:
             # All of a call at once, as small ones come.
             length = len(data) - PREFIX_BYTES
             if 0 <= length <= self._limit and PREFIX.unpack_from(data) == (0, length):
-                self._start((False, bytes(data[PREFIX_BYTES:])))
+                self._begin((False, bytes(data[PREFIX_BYTES:])))
                 return
+        inbox = self._inbox or self._open_inbox()
         try:
-            if self._reader is None:
-                self._reader = MessageReader(self._limit)
-            messages = self._reader.feed(data)
-            if ends and self._reader.held:
-                raise Aborted(grpc.StatusCode.INVALID_ARGUMENT, "a message is cut short")
-            self._unread += len(data)
-            for message in messages:
-                self._queue.append(message)
-                self._queued += _QUEUED_BYTES + len(message[1])
-            self._note_backlog()
-            if self.connection.held > self._most_held:
-                raise Aborted(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    "too much was sent on one connection that cannot be read yet",
-                )
-            if not self._rpc.streams_requests:
-                self._take_one(ends)
-            elif (messages or ends) and self._news is not None and not self._news.done():
-                self._news.set_result(None)
+            inbox.feed(data, ends)
         except Aborted as error:
             self._give_up(error.code, error.details)
-        self.make_room()
+        inbox.make_room()
+
+    def _open_inbox(self) -> Inbox:
+        begin = None if self._rpc.streams_requests else self._begin
+        self._inbox = Inbox(self, self._limit, self._most_held, begin)
+        return self._inbox
 
     def lost(self) -> None:
         self._is_cancelled = True
-        if self._task is not None:
-            self._task.cancel()
+        self._cancel()
         if not self._runs:
             self._done()
 
@@ -158,69 +136,42 @@ class GrpcCall(Stream):
         self._give_up(*_SHUTTING_DOWN)
 
     def _expire(self) -> None:
+        assert self._deadline is not None
+        left = self._deadline - monotonic()
+        if left > 0:
+            # The loop's clock is behind, by what its turn has taken.
+            self._timer = self.connection.loop.call_later(max(left, 1e-3), self._expire)
+            return
         self._give_up(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def _give_up(self, code: grpc.StatusCode, details: str) -> None:
         if self.is_done or self._verdict is not None:
             return
         self._verdict = (code, details)
-        if self._task is not None:
-            self._task.cancel()
+        self._cancel()
         if not self._runs:
-            self._finish(code, details)
-            self._done()
+            self.fail(code, details)
 
-    def _take_one(self, ends: bool) -> None:
-        """A method that takes one message begins when that is there, and nothing after it."""
-        if len(self._queue) > 1 or (ends and not self._queue):
-            raise Aborted(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message")
-        if ends:
-            self._start(self._queue.popleft())
-            self._forget_backlog()
+    def _cancel(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
 
-    def _start(self, message: Message) -> None:
-        self._task = self.connection.loop.create_task(self._run(message))
+    def _begin(self, message: Message) -> None:
+        is_compressed, data = message
+        if len(data) > _SMALL_BYTES:
+            self._owed = len(data)
+            self.connection.owe(self._owed)
+        if self._rpc.begin is not None and not is_compressed:
+            work = self._rpc.begin(data, self)
+            if self.is_done:
+                return
+            if work is not None:
+                self._work = work
+                return
+        self._run(self._behave, message)
 
-    @property
-    def wants_more(self) -> bool:
-        """Whoever sends more than is read is kept waiting, except in the midst of a message."""
-        return self._queued < WINDOW // 2
-
-    def make_room(self) -> None:
-        """For the caller, unless others are to send first."""
-        if self._unread and self.wants_more and self.connection.backlog.takes_more(self):
-            size, self._unread = self._unread, 0
-            self.grant(size)
-
-    def _note_backlog(self) -> None:
-        assert self._reader is not None
-        if self._rpc.streams_requests:
-            self._hold(self._queued)
-            self.connection.backlog.note(self, self._reader.held)
-        else:
-            # It is not whole before the stream is.
-            self.connection.backlog.note(self, self._queued + self._reader.held)
-
-    def _forget_backlog(self) -> None:
-        self._hold(0)
-        self.connection.backlog.note(self, 0)
-
-    def _hold(self, size: int) -> None:
-        self.connection.held += size - self._held
-        self._held = size
-
-    async def _requests(self) -> AsyncIterator[Any]:
-        while True:
-            while not self._queue:
-                if self.peer_is_done:
-                    return
-                self._news = self.connection.loop.create_future()
-                await self._news
-            message = self._queue.popleft()
-            self._queued -= _QUEUED_BYTES + len(message[1])
-            self._hold(self._queued)
-            self.make_room()
-            is_compressed, data = message
+    async def _requests(self, inbox: Inbox) -> AsyncIterator[Any]:
+        async for is_compressed, data in inbox.messages():
             yield self._rpc.parse(await self._unpack(data) if is_compressed else data)
 
     async def _unpack(self, data: bytes) -> bytes:
@@ -231,20 +182,14 @@ class GrpcCall(Stream):
 
     # What it is answered.
 
-    async def _run(self, given: Any) -> None:
+    def _run(self, work: Callable[[Any], Awaitable[None]], given: Any) -> None:
+        """In a task, at whose end the call ends."""
+        self._work = self.connection.loop.create_task(self._end_by(work, given))
+
+    async def _end_by(self, work: Callable[[Any], Awaitable[None]], given: Any) -> None:
         self._runs = True
-        rpc = self._rpc
         try:
-            if not rpc.streams_requests:
-                is_compressed, data = given
-                given = rpc.parse(await self._unpack(data) if is_compressed else data)
-            answer = await rpc.behavior(given, self)
-            del given  # It may be long, and so may the wait for who does not read.
-            if not rpc.streams_responses:
-                data = rpc.serialize(answer)
-                if self._send_at_once(data):
-                    return
-                await self._send(data)
+            await work(given)
             self._finish(grpc.StatusCode.OK, "")
         except Aborted as error:
             self._finish(error.code, error.details)
@@ -258,29 +203,36 @@ class GrpcCall(Stream):
         finally:
             self._done()
 
+    async def _behave(self, given: Any) -> None:
+        rpc = self._rpc
+        if not rpc.streams_requests:
+            is_compressed, data = given
+            given = rpc.parse(await self._unpack(data) if is_compressed else data)
+        answer = await rpc.behavior(given, self)
+        del given  # It may be long, and so may the wait for who does not read.
+        if not rpc.streams_responses:
+            data = rpc.serialize(answer)
+            if not self._send_at_once(data):
+                await self._send(data)
+
     def _send_at_once(self, data: bytes) -> bool:
-        """Headers, message and trailers in one piece, if there is room for them."""
-        connection = self.connection
-        size = PREFIX_BYTES + len(data)
-        room = min(connection.room(), self.window_out, connection.max_frame_out)
-        if size > room or self.is_done:
+        """Headers, message and trailers together, if there is room for them."""
+        connection, id = self.connection, self.id
+        length = len(data)
+        size = PREFIX_BYTES + length
+        if self.is_done or size > connection.room() or size > self.window_out:
             return False
         connection.window_out -= size
         headers = connection.first() + SUCCESS
         trailers = OK + self._trailing
-        connection.write(
-            b"".join(
-                (
-                    HEAD.pack(len(headers) << 8 | HEADERS, END_HEADERS, self.id),
-                    headers,
-                    HEAD.pack(size << 8 | DATA, 0, self.id),
-                    PREFIX.pack(0, len(data)),
-                    data,
-                    HEAD.pack(len(trailers) << 8 | HEADERS, END_HEADERS | END_STREAM, self.id),
-                    trailers,
-                )
-            )
-        )
+        head = HEAD.pack(len(headers) << 8 | HEADERS, END_HEADERS, id)
+        end = HEAD.pack(len(trailers) << 8 | HEADERS, END_HEADERS | END_STREAM, id)
+        if size <= connection.max_frame_out:
+            first = _MESSAGE_HEAD.pack(size << 8 | DATA, 0, id, 0, length)
+            connection.write(b"".join((head, headers, first, data, end, trailers)))
+        else:
+            parts = [head + headers, *_frames(id, connection.max_frame_out, data), end + trailers]
+            connection.write_all(parts)
         self.end()
         return True
 
@@ -304,13 +256,18 @@ class GrpcCall(Stream):
     def _done(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._reader is not None:
-            self._forget_backlog()
-        callbacks, self._callbacks = self._callbacks, []
+        if self._inbox is not None:
+            self._inbox.close()
+        if self._owed:
+            owed, self._owed = self._owed, 0
+            self.connection.owe(-owed)
+        # They hold this, in the end, and no circle shall be left for the garbage collector.
+        self._inbox = self._work = None
+        callbacks, self._callbacks = self._callbacks, ()
         for callback in callbacks:
             callback(self)
 
-    # What behaviors ask for; see `Context`.
+    # What behaviors ask for; see `Context` and `Told`.
 
     def invocation_metadata(self) -> Metadata:
         return self._head.metadata
@@ -319,12 +276,10 @@ class GrpcCall(Stream):
         return None if self._deadline is None else max(0.0, self._deadline - monotonic())
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        self._trailing = write_block(
-            [(name.encode(), value.encode()) for name, value in trailing_metadata]
-        )
+        self._trailing = b"".join([text_field(*pair) for pair in trailing_metadata])
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
-        self._callbacks.append(callback)
+        self._callbacks += (callback,)
 
     def code(self) -> grpc.StatusCode | None:
         return self._code
@@ -332,11 +287,35 @@ class GrpcCall(Stream):
     def cancelled(self) -> bool:
         return self._is_cancelled
 
+    def reply(self, answer: bytes) -> None:
+        if self._send_at_once(answer):
+            self._done()
+        else:
+            self._run(self._send, answer)
+
+    def fail(self, code: grpc.StatusCode, details: str) -> None:
+        self._finish(code, details)
+        self._done()
+
+    def owe(self, size: int) -> None:
+        self.connection.owe(size)
+
     async def write(self, message: Any) -> None:
         await self._send(self._rpc.serialize(message))
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
         raise Aborted(code, details)
+
+
+def _frames(id: int, most: int, message: bytes) -> Iterator[bytes | memoryview]:
+    """A message in frames of `most` bytes, except the last one."""
+    view, begin, end = memoryview(message), 0, most - PREFIX_BYTES
+    yield _MESSAGE_HEAD.pack(most << 8 | DATA, 0, id, 0, len(view))
+    while begin < len(view):
+        if begin:
+            yield HEAD.pack(min(most, len(view) - begin) << 8 | DATA, 0, id)
+        yield view[begin:end]
+        begin, end = end, end + most
 
 
 class Refused(Stream):

@@ -20,7 +20,9 @@ from serving.fronts.http2.headers import Headers
 _CONTENT_TYPE = re.compile(rb"application/grpc(\+proto)?(;.*)?", re.IGNORECASE | re.DOTALL)
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-_CAPITAL = re.compile(rb"[A-Z]")
+_NOT_IN_A_NAME = re.compile(rb"[\x00-\x20A-Z:\x7f-\xff]")
+_NOT_IN_A_VALUE = re.compile(rb"[\0\r\n]")
+"""Elsewhere, such as in a log, they would end what is one value here (RFC 9113, 8.2.1)."""
 _OF_A_CONNECTION = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
 _PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 _ENTRY_BYTES = 32
@@ -55,11 +57,13 @@ def read_head(headers: Headers, rpcs: Rpcs) -> Head:
     size = 0
     for name, value in headers:
         size += len(name) + len(value) + _ENTRY_BYTES
+        if _NOT_IN_A_VALUE.search(value):
+            raise StreamFault(Code.PROTOCOL_ERROR, "a header has a value that it must not have")
         if name[:1] == b":":
             if name not in _PSEUDO or name in pseudo or fields:
                 raise StreamFault(Code.PROTOCOL_ERROR, "pseudo-headers are not as they must be")
             pseudo[name] = value
-        elif not name or _CAPITAL.search(name) or name in _OF_A_CONNECTION:
+        elif not name or _NOT_IN_A_NAME.search(name) or name in _OF_A_CONNECTION:
             raise StreamFault(Code.PROTOCOL_ERROR, "a header has a name that it must not have")
         else:
             fields.append((name, value))

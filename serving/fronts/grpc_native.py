@@ -48,6 +48,4 @@ class NativeFront:
         if head.rpc is None:
             assert head.refusal is not None
             return Refused(connection, id, peer_is_done, head.refusal)
-        call = GrpcCall(connection, id, peer_is_done, head, head.rpc, self._limit, self.most_held)
-        call.begin()
-        return call
+        return GrpcCall(connection, id, peer_is_done, head, head.rpc, self._limit, self.most_held)

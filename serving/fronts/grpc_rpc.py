@@ -14,7 +14,7 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class Context(Protocol):
-    """One call, as far as behaviors know it; the methods are those of grpc.aio's contexts."""
+    """One call, as far as behaviors know it: what grpc.aio's contexts have, and one method more."""
 
     def invocation_metadata(self) -> Metadata | None: ...
 
@@ -29,10 +29,30 @@ class Context(Protocol):
 
     def cancelled(self) -> bool: ...
 
+    def owe(self, size: int) -> None:
+        """A stream of requests is owed answers to, or of, so many bytes more; or fewer, if it is
+        less than 0. As long as that is much, the caller's next requests wait."""
+
     async def write(self, message: Any) -> None:
         """Send a message, when there is room for it. Raises one of `CALLER_IS_GONE`."""
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn: ...
+
+
+class Told(Context, Protocol):
+    """A call that is told its answer, and need not be woken. It is told once, or it has ended."""
+
+    def reply(self, answer: bytes) -> None: ...
+
+    def fail(self, code: grpc.StatusCode, details: str) -> None: ...
+
+
+class Work(Protocol):
+    """What an answer comes from."""
+
+    def cancel(self) -> object:
+        """Nobody waits for it any more."""
+        ...
 
 
 CALLER_IS_GONE = (StreamEnded, grpc.aio.InternalError)
@@ -42,6 +62,11 @@ Behavior = Callable[[Any, Context], Awaitable[Any]]
 """Gets a message, or an iterator of those that a caller streams; returns the answer, or writes."""
 
 
+Beginning = Callable[[bytes, Told], Work | None]
+"""Has a call answered, be it at once, without that anybody waits for it. None without an answer:
+this call needs the behavior."""
+
+
 @dataclass(frozen=True)
 class Rpc:
     behavior: Behavior
@@ -49,6 +74,8 @@ class Rpc:
     serialize: Callable[[Any], bytes]
     streams_requests: bool = False
     streams_responses: bool = False
+    begin: Beginning | None = None
+    """A shorter way, for a server that has it."""
 
 
 Rpcs = Mapping[str, Rpc]

@@ -64,11 +64,16 @@ def _cut(message: str) -> str:
 
 async def abort(context: Context, error: Exception) -> NoReturn:
     """End a call with the status of an error."""
+    await context.abort(*status(context, error))
+    raise AssertionError("abort returned. This is a bug.")
+
+
+def status(context: Context, error: Exception) -> tuple[grpc.StatusCode, str]:
+    """How a call ends for which an error was raised."""
     if is_too_late(context, error):
         # What the caller's own clock is about to say; the two race, and callers look for this text.
-        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-    await context.abort(*describe(error))
-    raise AssertionError("abort returned. This is a bug.")
+        return grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"
+    return describe(error)
 
 
 def is_too_late(context: Context, error: Exception) -> bool:

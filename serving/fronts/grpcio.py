@@ -75,6 +75,25 @@ def _credentials(tls: Tls) -> grpc.ServerCredentials:
 
 
 def _handler(rpc: Rpc) -> Any:
+    behavior = rpc.behavior
+    if rpc.streams_requests:
+
+        async def behavior(messages: Any, context: Any) -> None:
+            await rpc.behavior(messages, _Context(context))
+
     return _KINDS[rpc.streams_requests, rpc.streams_responses](
-        rpc.behavior, request_deserializer=rpc.parse, response_serializer=rpc.serialize
+        behavior, request_deserializer=rpc.parse, response_serializer=rpc.serialize
     )
+
+
+class _Context:
+    """gRPC's own, and what that lacks."""
+
+    def __init__(self, context: Any):
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def owe(self, size: int) -> None:
+        """It has no bound that would need to know."""

@@ -92,9 +92,14 @@ def build_rpcs(server: Server, *, restrictions: Restrictions, strict: bool) -> R
             if method.name in behaviors:
                 behavior = _guarded(method.name, behaviors[method.name], restrictions)
                 rpcs[f"/{service.full_name}/{method.name}"] = _rpc(method, behavior)
-    # It reads and writes its messages itself.
-    infer = f"/{INFERENCE.full_name}/ModelInfer"
-    rpcs[infer] = replace(rpcs[infer], parse=bytes, serialize=bytes)
+    # They read and write their messages themselves.
+    infer, stream = (
+        f"/{INFERENCE.full_name}/{name}" for name in ("ModelInfer", "ModelStreamInfer")
+    )
+    for path in (infer, stream):
+        rpcs[path] = replace(rpcs[path], parse=bytes, serialize=bytes)
+    if GROUPS["ModelInfer"] not in restrictions.keys:
+        rpcs[infer] = replace(rpcs[infer], begin=inference.begin)
     (reflect,) = REFLECTION.methods
     names = (INFERENCE.full_name, HEALTH.full_name, REFLECTION.full_name)
     rpcs[f"/{REFLECTION.full_name}/{reflect.name}"] = _rpc(reflect, _reflecting(names))

@@ -7,6 +7,7 @@ all but their values and ids, is written once.
 from __future__ import annotations
 
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 
@@ -25,16 +26,21 @@ _NAME, _DATATYPE, _SHAPE = (bytes([number << 3 | 2]) for number in (1, 2, 3))
 
 def response_bytes(response: InferResponse) -> bytes:
     """What `render_infer` makes of a response without parameters, as it travels."""
-    head = _head(response.model_name, response.model_version)
-    parts: list[Buffer] = [head]
+    parts: list[Buffer] = [_head(response.model_name, response.model_version)]
     if response.id:
         parts.append(_field(_ID, response.id.encode()))
     raws: list[Buffer] = []
     for name, tensor in response.outputs.items():
-        parts.append(_output(name, tensor.dtype, tensor.shape))
-        is_small = tensor.dtype != object and tensor.nbytes <= _SMALL_BYTES
-        raw = tensor.tobytes() if is_small else to_bytes(tensor)
-        raws += (_RAW, varint(len(raw)), raw)
+        output, before = _output(name, tensor.dtype, tensor.shape)
+        parts.append(output)
+        if before:
+            raws += (
+                before,
+                tensor.tobytes() if tensor.nbytes <= _SMALL_BYTES else to_bytes(tensor),
+            )
+        else:
+            raw = to_bytes(tensor)
+            raws += (_RAW, varint(len(raw)), raw)
     return b"".join(parts + raws)
 
 
@@ -45,12 +51,15 @@ def _head(model_name: str, model_version: str) -> bytes:
 
 
 @lru_cache(4096)
-def _output(name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
+def _output(name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """What a tensor is, and what stands before its bytes; nothing, if their number depends on what
+    is in it."""
     tensor = _field(_NAME, name.encode()) if name else b""
     tensor += _field(_DATATYPE, DATATYPES[dtype].encode())
     if shape:
         tensor += _field(_SHAPE, b"".join(map(varint, shape)))
-    return _field(_OUTPUTS, tensor)
+    before = b"" if dtype.hasobject else _RAW + varint(prod(shape) * dtype.itemsize)
+    return _field(_OUTPUTS, tensor), before
 
 
 def _field(tag: bytes, content: bytes) -> bytes:

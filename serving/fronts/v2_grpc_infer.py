@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
 from time import monotonic
 from typing import Any
@@ -13,17 +13,24 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from serving.calls import Call, Front, new_id
+from serving.calls import Call, Front, clean_id, new_id
 from serving.errors import InvalidRequest, RequestError, Unavailable
-from serving.fronts.grpc_rpc import CALLER_IS_GONE, Context
-from serving.fronts.grpc_status import UNREADABLE, abort, describe, is_too_late, metadata
+from serving.fronts.grpc_rpc import CALLER_IS_GONE, Context, Metadata, Told, Work
+from serving.fronts.grpc_status import (
+    abort,
+    describe,
+    is_too_late,
+    metadata,
+    status,
+)
 from serving.fronts.v2_call import InferCall, check_wishes, place
 from serving.fronts.v2_grpc_bytes import response_bytes
 from serving.fronts.v2_grpc_messages import check_version, parse_infer, render_infer
 from serving.fronts.v2_grpc_patterns import Patterns
+from serving.ledger import Asked
 from serving.model import Model
 from serving.server import Server
-from serving.types import InferResponse
+from serving.types import InferRequest, InferResponse
 
 MAX_IN_FLIGHT = 512
 """Requests of one stream. Many, because a stream that is not read may be holding back the very
@@ -39,30 +46,61 @@ class Inference:
 
     def __init__(self, server: Server):
         self._server = server
-        self._patterns = Patterns()
+        self._patterns: Patterns[Model] = Patterns()
 
     async def infer(self, data: bytes, context: Context) -> bytes:
         """ModelInfer, of messages as they travel."""
-        caller = _new_call(context, _INFER)
-        context.set_trailing_metadata((("x-request-id", caller.id),))
-        context.add_done_callback(partial(self._done, caller))
-        caller.received = monotonic()
+        caller = self._receive(context)
         try:
             model, call = self._read(data, caller, _deadline(context, caller.received))
             response = await self._server.infer(call.request)
-            if not call.wishes and not response.parameters:
-                return response_bytes(response)
+            if not call.wishes:
+                return self.write(response)
             answer: bytes = self.render(model, call, response).SerializeToString()
             return answer
         except Exception as error:
             await abort(context, error)
 
-    async def stream(self, messages: AsyncIterator[Any], context: Context) -> None:
+    def begin(self, data: bytes, context: Told) -> Work | None:
+        """ModelInfer like an earlier one, of a model that tells its answers."""
+        try:
+            return self._begin(data, context)
+        except Exception as error:
+            context.fail(*status(context, error))
+            return None
+
+    def _begin(self, data: bytes, context: Told) -> Work | None:
+        known = self._patterns.request(data)
+        if known is None:
+            return None
+        request, model = known
+        try:
+            loaded = self._server.loaded(request.model_name, request.model_version)
+        except RequestError:
+            return None
+        if model is not loaded.model or model.queue is None:
+            return None
+        caller = self._receive(context)
+        request.asked_by(caller)
+        request.deadline = _deadline(context, caller.received)
+        asked = _Asked(request, self, context)
+        self._server.ask(asked, loaded)
+        return asked
+
+    async def stream(self, messages: AsyncIterator[bytes], context: Context) -> None:
         """ModelStreamInfer"""
         try:
             await _Stream(self, self._server, context).run(messages)
         except ExceptionGroup as group:
             await abort(context, group.exceptions[0])
+
+    def _receive(self, context: Context) -> Call:
+        """A call all of which is there."""
+        caller = _new_call(context, _INFER)
+        context.set_trailing_metadata((("x-request-id", caller.id),))
+        context.add_done_callback(partial(self._done, caller))
+        caller.received = monotonic()
+        return caller
 
     def _done(self, caller: Call, context: Context) -> None:
         code: Any = context.code()
@@ -79,23 +117,24 @@ class Inference:
 
     def _read(self, data: bytes, caller: Call, deadline: float) -> tuple[Model, InferCall]:
         """As `parse`; what is like an earlier request is known without reading it."""
-        call = self._patterns.call(data)
-        if call is None:
+        known = self._patterns.request(data)
+        if known is not None:
+            request, like = known
             try:
-                message = service_pb2.ModelInferRequest.FromString(data)
-            except DecodeError:
-                raise InvalidRequest("the request is not a message of this method") from None
-            model, call = self.parse(message, caller, deadline)
-            self._patterns.learn(data, message, call)
-            return model, call
-        request = call.request
+                model = self._server.model(request.model_name, request.model_version)
+            except RequestError as error:
+                self._server.note_invalid(error, caller, request.model_name, request.model_version)
+                raise
+            if model is like:
+                request.asked_by(caller)
+                request.deadline = deadline
+                return model, InferCall(request)
         try:
-            model = self._server.model(request.model_name, request.model_version)
-        except RequestError as error:
-            self._server.note_invalid(error, caller, request.model_name, request.model_version)
-            raise
-        request.asked_by(caller)
-        request.deadline = deadline
+            message = service_pb2.ModelInferRequest.FromString(data)
+        except DecodeError:
+            raise InvalidRequest("the request is not a message of this method") from None
+        model, call = self.parse(message, caller, deadline)
+        self._patterns.learn(data, message, call, model)
         return model, call
 
     def parse(self, message: Any, caller: Call, deadline: float) -> tuple[Model, InferCall]:
@@ -112,6 +151,13 @@ class Inference:
         call.request.deadline = deadline
         return model, call
 
+    def write(self, response: InferResponse) -> bytes:
+        """A response as it is, as it travels."""
+        if not response.parameters:
+            return response_bytes(response)
+        answer: bytes = render_infer(response).SerializeToString()
+        return answer
+
     def render(self, model: Model, call: InferCall, response: InferResponse) -> Any:
         """A response with its outputs as the caller wants them."""
         if not call.wishes:
@@ -127,6 +173,28 @@ class Inference:
         return render_infer(response, outputs)
 
 
+class _Asked(Asked):
+    """A ModelInfer call that a model has been asked for."""
+
+    __slots__ = ("_context", "_inference")
+
+    def __init__(self, request: InferRequest, inference: Inference, context: Told):
+        super().__init__(request)
+        self._inference = inference
+        self._context = context
+
+    def answered(self, response: InferResponse) -> None:
+        try:
+            answer = self._inference.write(response)
+        except Exception as error:
+            self.failed(error)
+        else:
+            self._context.reply(answer)
+
+    def failed(self, error: Exception) -> None:
+        self._context.fail(*status(self._context, error))
+
+
 class _Stream:
     """One ModelStreamInfer call: requests come in, and the responses to all of them go out."""
 
@@ -140,32 +208,49 @@ class _Stream:
         self._ends_on_error = metadata(context, "triton_grpc_error") == "true"
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._in_flight = 0
+        self._owed = 0
+        """Bytes of requests that are being answered, and of answers to be sent."""
         # gRPC takes one message of a call at a time. Whoever ends the stream early keeps the lock:
         # a write that is cancelled goes on inside gRPC, which takes no status beside it.
         self._writing = asyncio.Lock()
 
-    async def run(self, messages: AsyncIterator[Any]) -> None:
+    async def run(self, messages: AsyncIterator[bytes]) -> None:
         """Serve until the caller has sent its last request and every response went out.
 
         Raises an `ExceptionGroup` of what ends the stream early.
         """
+        try:
+            await self._run(messages)
+        finally:
+            # Of tasks that were cancelled before they began.
+            self._owe(-self._owed)
+
+    async def _run(self, messages: AsyncIterator[bytes]) -> None:
         async with asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(self._stop_with_the_server())
             before: asyncio.Task[None] | None = None
-            async for message in messages:
-                if message is UNREADABLE:
+            async for data in messages:
+                size = len(data)
+                try:
+                    message = service_pb2.ModelInferRequest.FromString(data)
+                except DecodeError:
                     await self._writing.acquire()
-                    raise InvalidRequest("what was sent is not a message of this method")
+                    raise InvalidRequest("what was sent is not a message of this method") from None
+                del data
                 await self._slots.acquire()
                 self._in_flight += 1
+                self._owe(size)
                 # Tasks start in the order in which they were made, and nothing is awaited before
                 # a request has its place in the queue, so the order of the stream is kept.
                 caller = self._new_call()
-                before = tasks.create_task(self._serve(message, caller, before))
+                before = tasks.create_task(self._serve(message, size, caller, before))
             watch.cancel()
 
-    async def _serve(self, message: Any, caller: Call, before: asyncio.Task[None] | None) -> None:
-        """Answer a request. A single answer waits for those to all requests `before` it.
+    async def _serve(
+        self, message: Any, size: int, caller: Call, before: asyncio.Task[None] | None
+    ) -> None:
+        """Answer a request of so many bytes. A single answer waits for those to all requests
+        `before` it.
 
         Callers who give their requests no ids count on that order, which Triton keeps, too.
         """
@@ -176,8 +261,7 @@ class _Stream:
                 return
             answer = self._inference.render(model, call, await self._server.infer(call.request))
             answer.parameters["triton_final_response"].bool_param = True
-            await _ended(before)
-            await self._send(service_pb2.ModelStreamInferResponse(infer_response=answer))
+            await self._send(service_pb2.ModelStreamInferResponse(infer_response=answer), before)
         except CALLER_IS_GONE:
             return
         except Exception as error:
@@ -185,16 +269,16 @@ class _Stream:
                 await self._writing.acquire()
                 raise
             _, problem = describe(error)
-            await _ended(before)
             if isinstance(error, RequestError):
                 # As Triton, which names a model only once it has taken the request.
                 answer = service_pb2.ModelStreamInferResponse(error_message=problem)
                 answer.infer_response.id = message.id
-                await self._send(answer)
+                await self._send(answer, before)
             else:
-                await self._send(self._final(message, problem))
+                await self._send(self._final(message, problem), before)
         finally:
             self._inference.sent(caller)
+            self._owe(-size)
             self._in_flight -= 1
             self._slots.release()
 
@@ -207,6 +291,10 @@ class _Stream:
                 await self._send(service_pb2.ModelStreamInferResponse(infer_response=answer))
         if call.wants_empty_final:
             await self._send(self._final(message))
+
+    def _owe(self, size: int) -> None:
+        self._owed += size
+        self._context.owe(size)
 
     def _new_call(self) -> Call:
         """For one request of the stream."""
@@ -221,9 +309,17 @@ class _Stream:
             received=monotonic(),
         )
 
-    async def _send(self, message: Any) -> None:
-        async with self._writing:
-            await self._context.write(message)
+    async def _send(self, message: Any, before: asyncio.Task[None] | None = None) -> None:
+        """When all is sent that is to be sent `before`, and it is the turn of this stream."""
+        data: bytes = message.SerializeToString()
+        del message  # The wait may be long for who does not read.
+        self._owe(len(data))
+        try:
+            await _ended(before)
+            async with self._writing:
+                await self._context.write(data)
+        finally:
+            self._owe(-len(data))
 
     def _final(self, message: Any, error: str = "") -> Any:
         """The last word on a request, without tensors."""
@@ -247,19 +343,29 @@ async def _ended(task: asyncio.Task[None] | None) -> None:
 
 
 def _new_call(context: Context, operation: str) -> Call:
-    call = Call(Front.V2_GRPC, operation)
-    for name, value in context.invocation_metadata() or ():
+    id, traceparent, tracestate = _identity(tuple(context.invocation_metadata() or ()))
+    call = Call(Front.V2_GRPC, operation, id or new_id())
+    if id:
+        call.has_own_id = True
+    if traceparent:
+        call.traceparent, call.tracestate = traceparent, tracestate
+    return call
+
+
+@lru_cache(256)
+def _identity(metadata: Metadata) -> tuple[str, str, str]:
+    """Its caller's id for a call, and its place in a trace."""
+    id = traceparent = tracestate = ""
+    for name, value in metadata:
         if not isinstance(value, str):
             continue
         if name == "traceparent":
-            call.traceparent = value
+            traceparent = value
         elif name == "tracestate":
-            call.tracestate = value
+            tracestate = value
         elif name == "x-request-id":
-            call.identify(value)
-    if not call.id:
-        call.id = new_id()
-    return call
+            id = id or clean_id(value)
+    return id, traceparent, tracestate
 
 
 def _deadline(context: Context, now: float) -> float:

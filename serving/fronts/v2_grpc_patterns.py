@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
+from weakref import ref
 
 import numpy as np
 
+from serving.errors import RequestError
 from serving.fronts.v2_call import InferCall
 from serving.fronts.v2_grpc_bytes import varint
 from serving.types import Array, InferRequest, Parameter
@@ -27,6 +29,17 @@ MAX_PATTERNS = 512
 _MODEL_NAME, _MODEL_VERSION, _ID, _RAW = (number << 3 | 2 for number in (1, 2, 3, 7))
 
 
+class Judge(Protocol):
+    """A model, as far as it says whether a request is one for it."""
+
+    def rows(self, request: InferRequest) -> int:
+        """How many the request has. Brings its inputs into an order; raises `RequestError`."""
+        ...
+
+
+M = TypeVar("M", bound=Judge)
+
+
 @dataclass(frozen=True, slots=True)
 class _Tensor:
     name: str
@@ -39,8 +52,12 @@ class _Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pattern:
-    """A call but for its id and its tensors' values."""
+class _Pattern(Generic[M]):
+    """A request but for its id and its tensors' values."""
+
+    model: ref[M]
+    rows: int
+    """That the model has found, so that it need not look at the tensors again; 0 if it must."""
 
     size: int
     """Of the message without an id."""
@@ -54,17 +71,18 @@ class _Pattern:
     parameters: Mapping[str, Parameter]
 
 
-class Patterns:
+class Patterns(Generic[M]):
     """The latest messages that were understood, without their ids and values."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, _Pattern] = {}
+        self._known: dict[bytes, _Pattern[M]] = {}
         """By all that stands before the first tensor's values, but an id."""
         self._heads: dict[int, int] = {}
         """By the bytes of a message without an id: how many of them that is."""
 
-    def call(self, data: bytes) -> InferCall | None:
-        """The call of a message, if all but its id and values is known."""
+    def request(self, data: bytes) -> tuple[InferRequest, M | None] | None:
+        """The request of a message, if all but its id and values is known, and the model that took
+        one like it, if that is still there."""
         size, id = len(data), ""
         at = self._heads.get(size, 0)
         pattern = self._known.get(data[:at])
@@ -85,21 +103,21 @@ class Patterns:
             if not data.startswith(tensor.before, values_at - len(tensor.before)):
                 return None
             inputs[tensor.name] = np.ndarray(tensor.shape, tensor.dtype, data, values_at)
-        return InferCall(
-            InferRequest(
-                pattern.model_name,
-                inputs,
-                pattern.model_version,
-                pattern.outputs,
-                id,
-                pattern.priority,
-                pattern.timeout_s,
-                parameters=pattern.parameters,
-            )
+        request = InferRequest(
+            pattern.model_name,
+            inputs,
+            pattern.model_version,
+            pattern.outputs,
+            id,
+            pattern.priority,
+            pattern.timeout_s,
+            parameters=pattern.parameters,
+            rows=pattern.rows,
         )
+        return request, pattern.model()
 
-    def learn(self, data: bytes, message: Any, call: InferCall) -> None:
-        """Know a message that made this call, if it is written the usual way.
+    def learn(self, data: bytes, message: Any, call: InferCall, model: M) -> None:
+        """Know a message that made this call, if it is written the usual way, and one for `model`.
 
         That is in the order of its fields, all inputs numbers in raw_input_contents, at the end,
         and nothing special asked for.
@@ -117,6 +135,7 @@ class Patterns:
             or data != message.SerializeToString()
         ):
             return
+        names = list(request.inputs)
         first, *others = _tensors(request.inputs)
         last = others[-1] if others else first
         begin, end = _id_of(data)
@@ -124,11 +143,17 @@ class Patterns:
         head_size = size - last.at - request.inputs[last.name].nbytes
         if head_size > MAX_HEAD_BYTES or bool(request.id) != (end > begin):
             return
+        try:
+            rows = model.rows(request)
+        except RequestError:
+            return  # of which the caller will hear
         if len(self._known) >= MAX_PATTERNS:
             self._known.clear()
             self._heads.clear()
         self._heads[size] = head_size
         self._known[(data[:begin] + data[end:])[:head_size]] = _Pattern(
+            ref(model),
+            rows if list(request.inputs) == names else 0,
             size,
             first,
             tuple(others),

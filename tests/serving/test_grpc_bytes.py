@@ -18,7 +18,7 @@ from serving.fronts.v2_grpc_bytes import response_bytes
 from serving.fronts.v2_grpc_messages import parse_infer, render_infer
 from serving.fronts.v2_grpc_patterns import MAX_PATTERNS, Patterns
 from serving.shared_memory import SharedMemory
-from serving.types import NUMPY_TYPES, InferResponse
+from serving.types import NUMPY_TYPES, InferRequest, InferResponse
 from tests.support import sample
 
 MEMORY = SharedMemory(enabled=True)
@@ -93,6 +93,16 @@ def said(call: InferCall) -> Any:
     )
 
 
+class AnyModel:
+    """To which every request is welcome."""
+
+    def rows(self, request: InferRequest) -> int:
+        return 1
+
+
+MODEL = AnyModel()
+
+
 def by_protobuf(data: bytes) -> InferCall | None:
     try:
         return parse_infer(service_pb2.ModelInferRequest.FromString(data), MEMORY)
@@ -103,21 +113,23 @@ def by_protobuf(data: bytes) -> InferCall | None:
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_what_is_known_is_what_protobuf_says(data: st.DataObject) -> None:
-    patterns = Patterns()
+    patterns: Patterns[AnyModel] = Patterns()
     messages = data.draw(st.lists(requests(), min_size=1, max_size=3))
     for message in messages:
         written = bytes(message.SerializeToString())
         call = by_protobuf(written)
         if call is not None:
-            patterns.learn(written, message, call)
+            patterns.learn(written, message, call, MODEL)
     for message in messages:
         for _ in range(3):
             asked = data.draw(rewritten(message))
-            known = patterns.call(asked)
+            known = patterns.request(asked)
             if known is not None:
                 expected = by_protobuf(asked)
                 assert expected is not None
-                assert said(known) == said(expected)
+                request, model = known
+                assert said(InferCall(request)) == said(expected)
+                assert (model, request.rows) == (MODEL, 1)
 
 
 def plain(id: str = "", fill: float = 0.0, *names: str) -> Any:
@@ -128,35 +140,34 @@ def plain(id: str = "", fill: float = 0.0, *names: str) -> Any:
     return message
 
 
-def learned(patterns: Patterns, message: Any) -> None:
+def learned(patterns: Patterns[AnyModel], message: Any) -> None:
     call = by_protobuf(message.SerializeToString())
     assert call is not None
-    patterns.learn(message.SerializeToString(), message, call)
+    patterns.learn(message.SerializeToString(), message, call, MODEL)
 
 
 @pytest.mark.parametrize("names", [("x",), ("a", "b")])
 def test_another_id_and_other_values_are_known(names: tuple[str, ...]) -> None:
-    patterns = Patterns()
-    assert patterns.call(plain("", 1, *names).SerializeToString()) is None
+    patterns: Patterns[AnyModel] = Patterns()
+    assert patterns.request(plain("", 1, *names).SerializeToString()) is None
     learned(patterns, plain("", 1, *names))
     for id in ("", "another", "ü"):
-        call = patterns.call(plain(id, 2, *names).SerializeToString())
-        assert call is not None
-        assert call.request.id == id
-        assert [each.tolist() for each in call.request.inputs.values()] == [[[2.0] * 4]] * len(
-            names
-        )
-    assert patterns.call(plain("i" * 128, 2, *names).SerializeToString()) is None
+        known = patterns.request(plain(id, 2, *names).SerializeToString())
+        assert known is not None
+        request, _ = known
+        assert request.id == id
+        assert [each.tolist() for each in request.inputs.values()] == [[[2.0] * 4]] * len(names)
+    assert patterns.request(plain("i" * 128, 2, *names).SerializeToString()) is None
     broken = plain("ab", 2, *names).SerializeToString().replace(b"ab", b"\xff\xfe")
-    assert patterns.call(broken) is None
+    assert patterns.request(broken) is None
 
 
 def test_patterns_are_bounded() -> None:
-    patterns = Patterns()
+    patterns: Patterns[AnyModel] = Patterns()
     for number in range(MAX_PATTERNS + 5):
         learned(patterns, plain("", 0, f"x{number}"))
-    assert patterns.call(plain("", 0, f"x{number}").SerializeToString()) is not None
-    assert patterns.call(plain("", 0, "x0").SerializeToString()) is None
+    assert patterns.request(plain("", 0, f"x{number}").SerializeToString()) is not None
+    assert patterns.request(plain("", 0, "x0").SerializeToString()) is None
     assert len(patterns._known) <= MAX_PATTERNS
 
 

@@ -45,7 +45,7 @@ from tests.serving.http2_peer import (
     is_up,
     raw_goaway,
 )
-from tests.support import RunningServer, write_fake
+from tests.support import RunningServer, await_true, metric, write_fake
 
 MAX_BYTES = 3_000_000
 PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR = 0x1, 0x3, 0x5, 0x6
@@ -195,6 +195,13 @@ BAD_HEADERS = {
     "pseudo-headers last": head()[4:] + head()[:4],
     "the same twice": [head()[0], *head()],
     "one that is not known": [(":mine", "1"), *head()],
+    "a name with a colon": [*head(), ("x:mine", "1")],
+    "a name with a space": [*head(), ("x mine", "1")],
+    "a name with a control character": [*head(), ("x\x7f", "1")],
+    "NUL in a value": [*head(), ("x-mine", "1\x002")],
+    "CR in a value": [*head(), ("x-request-id", "1\r2")],
+    "LF in a value": [*head(), ("x-mine", "1\n")],
+    "LF in a path": head("/inference.GRPCInferenceService/ModelInfer\nx"),
 }
 
 
@@ -432,7 +439,8 @@ def test_messages_that_are_not_whole_take_turns(running: RunningServer) -> None:
         room = [peer.h2.local_flow_control_window(id) for id in ids]
         free = 2 * MAX_BYTES // half
         assert min(room[:free]) > WINDOW - WINDOW // 4
-        assert set(room[free + 1 :]) == {WINDOW - half}
+        # What each has sent last is not counted yet.
+        assert set(room[free + 4 :]) == {WINDOW - half}
         for id in ids:
             peer.send(id, data[half:])
             assert peer.answer(id).status == grpc.StatusCode.INVALID_ARGUMENT.value[0]
@@ -490,6 +498,53 @@ def test_empty_messages_are_held_back_or_refused(running: RunningServer) -> None
             peer.h2.send_data(id, empty)
             peer.ping()
         assert answer.status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert is_up(running)
+
+
+LONG = framed(infer_message("wide", *range(25_000)))
+"""100 KB, and so is its answer."""
+
+
+def test_nothing_more_is_begun_for_who_does_not_read(running: RunningServer) -> None:
+    """Beyond a bound what it asks waits; and then it reads."""
+
+    def answered() -> float:
+        return metric(running, "slipway_requests_total", model="wide", outcome="answered")
+
+    before, bound, calls = answered(), MAX_BYTES // len(LONG), 400
+    with Peer(running.grpc_port, reads=False) as peer:
+        ids = [peer.open(head()) for _ in range(calls)]
+        for id in ids:
+            peer.send(id, LONG)
+        peer.ping()
+        await_true(lambda: answered() - before >= bound)
+        time.sleep(0.2)
+        assert answered() - before < 6 * bound
+        assert is_up(running)
+        peer.reads = True
+        for id in ids:
+            if size := len(peer.answers[id].data):
+                peer.h2.acknowledge_received_data(size, id)
+        peer.flush()
+        assert {peer.answer(id).status for id in ids} == {0}
+        assert answered() - before == calls
+        assert peer.call(ECHO).values() == [1, 2, 3, 4]
+
+
+def test_streams_of_who_does_not_read_are_held_back(running: RunningServer) -> None:
+    with Peer(running.grpc_port, reads=False) as peer:
+        ids = [peer.open(head(STREAM)) for _ in range(10)]
+        sent = 0
+        for _ in range(100):
+            for id in ids:
+                if peer.answers[id].ended:  # too much, when all had sent what they may at first
+                    continue
+                if peer.h2.local_flow_control_window(id) >= len(LONG):
+                    peer.send(id, LONG, ends=False)
+                    sent += len(LONG)
+            peer.ping()
+        # What may wait to be sent, what may wait to be read, and first windows.
+        assert sent < 3 * 2 * MAX_BYTES + len(ids) * WINDOW
         assert is_up(running)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from serving.fronts.http2 import frames
 from serving.fronts.http2.backlog import Backlog
-from serving.fronts.http2.credit import Credit
+from serving.fronts.http2.credit import MOST_IDLE, Credit
 from serving.fronts.http2.frames import Code, ConnectionFault, StreamFault, frame
 from serving.fronts.http2.headers import BlockReader, Headers
 from serving.fronts.http2.incoming import MAX_FRAME_BYTES, Incoming
@@ -40,7 +40,8 @@ class Application(Protocol):
     """What is served over the connections."""
 
     most_held: int
-    """Bytes of messages of which the end has not come, on one connection; see `Backlog`."""
+    """Bytes on one connection: of messages of which the end has not come, see `Backlog`; and of
+    those that are owed, see `Outgoing`."""
 
     def understand(self, headers: Headers) -> Any:
         """What headers say. It is kept for those that come again, so nothing may change it.
@@ -52,7 +53,7 @@ class Application(Protocol):
         """A new stream, of what `understand` has made of its headers."""
 
 
-class Connection(Incoming, Outgoing):
+class Connection(Incoming[Stream], Outgoing):
     """`came` is called when there is a peer, and `left` when there is none any more."""
 
     def __init__(
@@ -62,7 +63,7 @@ class Connection(Incoming, Outgoing):
         left: Callable[[Connection], None],
     ):
         Incoming.__init__(self)
-        Outgoing.__init__(self)
+        Outgoing.__init__(self, application.most_held)
         self.streams: dict[int, Stream] = {}
         self.held = 0
         """Bytes that wait on its streams for somebody to read them."""
@@ -72,15 +73,9 @@ class Connection(Incoming, Outgoing):
         self._left = left
         self._reader: BlockReader[Any] = BlockReader(application.understand)
         self._window_in = CONNECTION_WINDOW
-        self._ungranted = 0
         self._late = 0
         """Bytes that may still come for streams that we have ended."""
-        self._data_stream: Stream | None = None
-        """Whose data is being read; None if there is no such stream any more."""
-        self._data_ends = False
         self._credit = Credit()
-        self.earn = self._credit.earn
-        """For its streams, when they have got something done."""
         self._last_id = 0
         self._takes_more = True
         self._is_draining = False
@@ -124,7 +119,14 @@ class Connection(Incoming, Outgoing):
             self._late = min(self._late + stream.window_in, CONNECTION_WINDOW)
         if not self.is_paused:
             self.earn()
-        self._forget(stream.id)
+        self.streams.pop(stream.id, None)
+        if not self._takes_more:
+            self._end_if_done()
+
+    def earn(self) -> None:
+        """Something got done for the peer."""
+        if self._credit.spent:
+            self._credit.earn()
 
     def reset(self, id: int, code: Code) -> None:
         self.write(_reset(id, code))
@@ -183,8 +185,10 @@ class Connection(Incoming, Outgoing):
 
     def _charge(self, cost: int = 1) -> None:
         """The peer has sent what gets nothing done. Raises `ConnectionFault` at last."""
-        # Who does not even read what we answer is forgiven nothing.
-        self._credit.spend(cost, forgives=not self.is_paused)
+        self._credit.spent += cost
+        if self._credit.spent > MOST_IDLE:
+            # Who does not even read what we answer is forgiven nothing.
+            self._credit.check(forgives=not self.is_paused)
 
     # What comes in.
 
@@ -192,17 +196,10 @@ class Connection(Incoming, Outgoing):
         if self._timer is not None and not self._is_draining:
             self._timer.cancel()
 
-    def begin_data(self, id: int, flags: int, length: int, padding: int = 0) -> None:
-        self._data_stream = None
-        self._data_ends = bool(flags & frames.END_STREAM)
+    def begin_data(self, id: int, length: int, padding: int = 0) -> Stream | None:
         self._window_in -= length
-        if self._window_in < 0:
-            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more data than the connection takes")
-        self._ungranted += length
-        if self._ungranted >= CONNECTION_WINDOW // 2:
-            self._window_in += self._ungranted
-            self.write(frame(frames.WINDOW_UPDATE, 0, 0, frames.NUMBER.pack(self._ungranted)))
-            self._ungranted = 0
+        if self._window_in <= CONNECTION_WINDOW // 2:
+            self._widen_in()
         stream = self.streams.get(id)
         if stream is None:
             self._check_old(id, "DATA")
@@ -210,34 +207,34 @@ class Connection(Incoming, Outgoing):
                 self._late -= length
             else:
                 self._charge()
-            return
+            return None
         if stream.peer_is_done:
             raise StreamFault(Code.STREAM_CLOSED, "data after the end of a stream")
         stream.window_in -= length
         if stream.window_in < 0:
             raise StreamFault(Code.FLOW_CONTROL_ERROR, "more data than the stream takes")
-        self._data_stream = stream
         if padding:
             stream.grant(padding)
-        if not length:
-            self.take_data(b"", 0, 0, is_last=True)
+        return stream
 
-    def take_data(self, data: bytes, at: int, size: int, *, is_last: bool) -> None:
-        stream = self._data_stream
-        if stream is None or stream.is_done:
+    def _widen_in(self) -> None:
+        """Let the peer send as much as it might at first."""
+        if self._window_in < 0:
+            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more data than the connection takes")
+        size, self._window_in = CONNECTION_WINDOW - self._window_in, CONNECTION_WINDOW
+        self.write(frame(frames.WINDOW_UPDATE, 0, 0, frames.NUMBER.pack(size)))
+
+    def take_data(self, stream: Stream, data: bytes, at: int, size: int, *, ends: bool) -> None:
+        if stream.is_done:
             return
         # A view saves a copy, and keeps all of what was read.
         is_most = size > 4096 and 4 * size >= len(data)
         piece = memoryview(data)[at : at + size] if is_most else data[at : at + size]
-        ends = is_last and self._data_ends
         if ends:
             stream.peer_is_done = True
         elif not size:
             self._charge()
-        try:
-            stream.receive(piece, ends)
-        except StreamFault as fault:
-            self.fail_stream(stream.id, fault)
+        stream.receive(piece, ends)
 
     def take_headers(self, id: int, block: bytes, ends: bool) -> None:
         is_new = id > self._last_id
@@ -248,7 +245,7 @@ class Connection(Incoming, Outgoing):
             if self.is_paused:
                 self._charge()  # it asks, and does not read what it is answered
         # Whatever becomes of it: later blocks may refer to what it puts into the table.
-        head = self._reader.read(block)
+        head = self._reader.known.get(block) or self._reader.read(block)
         if not is_new:
             self._take_trailers(id, ends)
         elif not self._takes_more:
@@ -272,8 +269,6 @@ class Connection(Incoming, Outgoing):
 
     def take_frame(self, kind: int, flags: int, id: int, payload: bytes) -> None:
         match kind:
-            case frames.WINDOW_UPDATE:
-                self._take_window_update(id, payload)
             case frames.PING:
                 self._take_ping(id, flags, payload)
             case frames.SETTINGS:
@@ -286,8 +281,7 @@ class Connection(Incoming, Outgoing):
                 # Priorities, extensions, and the peer's word that it takes no streams of ours.
                 self._charge()
 
-    def _take_window_update(self, id: int, payload: bytes) -> None:
-        size = frames.number(payload, "WINDOW_UPDATE") & frames.LARGEST_WINDOW
+    def take_window_update(self, id: int, size: int) -> None:
         self._charge()
         if not size:
             fault = StreamFault if id else ConnectionFault

@@ -16,28 +16,25 @@ EARNED = 4
 
 
 class Credit:
-    """Of one peer."""
+    """Of one peer. Beyond `MOST_IDLE` that are `spent` it is to be checked."""
 
     def __init__(self) -> None:
-        self._spent = 0
+        self.spent = 0
+        """Frames with which nothing got done."""
         self._since = monotonic()
 
     def earn(self) -> None:
         """Something got done for the peer."""
-        if self._spent:
-            self._spent = max(0, self._spent - EARNED)
+        self.spent = max(0, self.spent - EARNED)
 
-    def spend(self, frames: int = 1, *, forgives: bool = True) -> None:
-        """Nothing got done. Raises `ConnectionFault` at last.
+    def check(self, *, forgives: bool) -> None:
+        """Raises `ConnectionFault` if too much is spent.
 
         Without `forgives` the time that has gone by counts for nothing.
         """
-        self._spent += frames
-        if self._spent <= MOST_IDLE:
-            return
         if forgives:
             now = monotonic()
-            self._spent = max(0, self._spent - int((now - self._since) * IDLE_PER_S))
+            self.spent = max(0, self.spent - int((now - self._since) * IDLE_PER_S))
             self._since = now
-        if self._spent > MOST_IDLE:
+        if self.spent > MOST_IDLE:
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many frames that ask for nothing")

@@ -30,13 +30,14 @@ class BlockReader(Generic[Head]):
     def __init__(self, understand: Callable[[Headers], Head]):
         self._understand = understand
         self._decoder = Decoder(MAX_DECODED_BYTES)
-        self._known: dict[bytes, Head] = {}
+        self.known: dict[bytes, Head] = {}
+        """What blocks say that leave the table as it is."""
 
     def read(self, block: bytes) -> Head:
-        """Raises `ConnectionFault`, after which nothing more can be read, and as `understand`."""
-        found = self._known.get(block)
-        if found is not None:
-            return found
+        """A block that is not `known`.
+
+        Raises `ConnectionFault`, after which nothing more can be read, and as `understand`.
+        """
         table = self._decoder.header_table
         before = (table.maxsize, len(table.dynamic_entries))
         newest = table.dynamic_entries[0] if table.dynamic_entries else None
@@ -57,12 +58,12 @@ class BlockReader(Generic[Head]):
             and (table.dynamic_entries[0] if table.dynamic_entries else None) is newest
         )
         if not is_same:
-            self._known.clear()
+            self.known.clear()
         understood = self._understand(headers)
         if is_same and len(block) <= _LONGEST_KNOWN:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[block] = understood
+            if len(self.known) >= _MOST_KNOWN:
+                self.known.clear()
+            self.known[block] = understood
         return understood
 
 
@@ -78,9 +79,16 @@ def write_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     )
 
 
+def text_field(name: str, value: str) -> bytes:
+    """A block, or the rest of one, with one header."""
+    text = value.encode()
+    return _named(name) + _length(len(text)) + text
+
+
 @lru_cache(256)
-def _named(name: bytes) -> bytes:
-    return b"\0" + _length(len(name)) + name
+def _named(name: bytes | str) -> bytes:
+    raw = name.encode() if isinstance(name, str) else name
+    return b"\0" + _length(len(raw)) + raw
 
 
 def _length(number: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
 
 from serving.fronts.http2 import frames
 from serving.fronts.http2.frames import Code, ConnectionFault, StreamFault
@@ -12,9 +13,13 @@ MAX_BLOCK_BYTES = 32 * 1024
 """Of a block of headers as it comes, and of any other frame but DATA."""
 _MOST_PARTS = 32
 """Of a block."""
+_OF_HEADERS = frames.END_HEADERS | frames.PADDED | frames.HAS_PRIORITY
+
+S = TypeVar("S")
+"""A stream."""
 
 
-class Incoming(ABC):
+class Incoming(ABC, Generic[S]):
     """Bytes go in, the methods below are called.
 
     Blocks of headers are put together first; data without padding is handed on as it comes, so that
@@ -26,6 +31,10 @@ class Incoming(ABC):
         self._rest = bytearray()
         self._needed = 0
         self._data_left = 0
+        """Bytes of a frame that are to come."""
+        self._data_stream: S | None = None
+        """Whose they are; None if there is no such stream any more."""
+        self._data_ends = False
         self._block: list[bytes] = []
         self._block_stream = 0
         self._block_ends = False
@@ -35,16 +44,20 @@ class Incoming(ABC):
         """The preface was there."""
 
     @abstractmethod
-    def begin_data(self, id: int, flags: int, length: int, padding: int = 0) -> None:
-        """So many bytes come, less the padding; if there are none, that was all."""
+    def begin_data(self, id: int, length: int, padding: int = 0) -> S | None:
+        """So many bytes come, padding and all. Returns whoever wants them."""
 
     @abstractmethod
-    def take_data(self, data: bytes, at: int, size: int, *, is_last: bool) -> None:
-        """A part of `data` is a piece of what was begun."""
+    def take_data(self, stream: S, data: bytes, at: int, size: int, *, ends: bool) -> None:
+        """A part of `data` is a piece of what was begun; `ends` says that nothing comes after."""
 
     @abstractmethod
     def take_headers(self, id: int, block: bytes, ends: bool) -> None:
         """A whole block; `ends` says that nothing more comes on its stream."""
+
+    @abstractmethod
+    def take_window_update(self, id: int, size: int) -> None:
+        """The peer takes so many bytes more, by a stream or (0) by all."""
 
     @abstractmethod
     def take_frame(self, kind: int, flags: int, id: int, payload: bytes) -> None:
@@ -67,12 +80,10 @@ class Incoming(ABC):
             at = self._read_preface(data)
         while at < end:
             if self._data_left:
-                size = min(self._data_left, end - at)
-                self._data_left -= size
-                self.take_data(data, at, size, is_last=not self._data_left)
-                at += size
+                at = self._take_piece(data, at, end)
                 continue
-            if end - at < frames.HEAD_BYTES:
+            begin = at + frames.HEAD_BYTES
+            if begin > end:
                 self._keep(data, at, frames.HEAD_BYTES)
                 return
             word, flags, id = frames.HEAD.unpack_from(data, at)
@@ -80,23 +91,46 @@ class Incoming(ABC):
             length, kind = word >> 8, word & 0xFF
             if self._block and (kind != frames.CONTINUATION or id != self._block_stream):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "a block of headers is not complete")
-            begin = at + frames.HEAD_BYTES
             at = begin + length
             try:
                 if kind == frames.DATA and not flags & frames.PADDED:
                     _check_length(length, MAX_FRAME_BYTES)
-                    self._data_left = length
-                    at = begin
-                    self.begin_data(id, flags, length)
+                    ends = flags & frames.END_STREAM == frames.END_STREAM
+                    stream = self.begin_data(id, length)
+                    if at > end:
+                        self._data_stream, self._data_ends = stream, ends
+                        self._data_left, at = length, begin
+                    elif stream is not None:
+                        self.take_data(stream, data, begin, length, ends=ends)
                 elif at > end:
-                    is_data = kind == frames.DATA
-                    _check_length(length, MAX_FRAME_BYTES if is_data else MAX_BLOCK_BYTES)
+                    _check_length(
+                        length, MAX_FRAME_BYTES if kind == frames.DATA else MAX_BLOCK_BYTES
+                    )
                     self._keep(data, begin - frames.HEAD_BYTES, frames.HEAD_BYTES + length)
                     return
+                elif kind == frames.HEADERS and flags & _OF_HEADERS == frames.END_HEADERS:
+                    _check_length(length, MAX_BLOCK_BYTES)
+                    ends = flags & frames.END_STREAM == frames.END_STREAM
+                    self.take_headers(id, data[begin:at], ends)
+                elif kind == frames.WINDOW_UPDATE:
+                    size = frames.number(data[begin:at], "WINDOW_UPDATE") & frames.LARGEST_WINDOW
+                    self.take_window_update(id, size)
                 else:
                     self._take(kind, flags, id, data[begin:at])
             except StreamFault as fault:
                 self.fail_stream(id, fault)
+
+    def _take_piece(self, data: bytes, at: int, end: int) -> int:
+        """Of a frame that did not come whole. Returns where it ends."""
+        size = min(self._data_left, end - at)
+        self._data_left -= size
+        stream = self._data_stream
+        if not self._data_left:
+            self._data_stream = None
+        if stream is not None:
+            ends = self._data_ends and not self._data_left
+            self.take_data(stream, data, at, size, ends=ends)
+        return at + size
 
     def _read_preface(self, data: bytes) -> int:
         """How much of the data it was."""
@@ -125,8 +159,10 @@ class Incoming(ABC):
                 self._block_stream, self._block_ends, self._block = id, ends, [block]
         elif kind == frames.DATA:
             data = frames.without_padding(flags, payload)
-            self.begin_data(id, flags, len(payload), len(payload) - len(data))
-            self.take_data(data, 0, len(data), is_last=True)
+            stream = self.begin_data(id, len(payload), len(payload) - len(data))
+            if stream is not None:
+                ends = flags & frames.END_STREAM == frames.END_STREAM
+                self.take_data(stream, data, 0, len(data), ends=ends)
         elif kind == frames.CONTINUATION:
             self._continue(id, flags, payload)
         else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
 
 from serving.fronts.http2 import frames
 from serving.fronts.http2.frames import Code, ConnectionFault
@@ -12,12 +14,22 @@ from serving.fronts.http2.headers import NO_TABLE
 Buffer = bytes | bytearray | memoryview
 
 
+class HeldBack(Protocol):
+    """Who would begin with what leads to an answer."""
+
+    def proceed(self) -> None:
+        """Now it may."""
+
+
 class Outgoing(asyncio.Protocol):
-    """The windows of streams are their own; see `Stream`."""
+    """The windows of streams are their own; see `Stream`.
+
+    While the peer is owed answers to, or of, more than `most_owed` bytes, no more is to begin.
+    """
 
     transport: asyncio.Transport
 
-    def __init__(self) -> None:
+    def __init__(self, most_owed: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.is_ending = False
         """Nothing is read or written any more."""
@@ -28,6 +40,10 @@ class Outgoing(asyncio.Protocol):
         """Of a stream."""
         self.max_frame_out = frames.DEFAULT_FRAME_SIZE
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self.owed = 0
+        """Bytes of what is being answered, and of answers that wait for room."""
+        self._most_owed = most_owed
+        self._held_back: dict[HeldBack, None] = {}
         self._first = NO_TABLE
 
     def pause_writing(self) -> None:
@@ -41,6 +57,10 @@ class Outgoing(asyncio.Protocol):
         if not self.is_ending:
             self.transport.write(data)
 
+    def write_all(self, parts: Sequence[Buffer]) -> None:
+        if not self.is_ending:
+            self.transport.writelines(parts)
+
     def first(self) -> bytes:
         """What the next block of headers must begin with."""
         first, self._first = self._first, b""
@@ -49,6 +69,30 @@ class Outgoing(asyncio.Protocol):
     def room(self) -> int:
         """Bytes that can go out now, for whoever has not waited."""
         return 0 if self.is_paused or self._waiting else self.window_out
+
+    def owe(self, size: int) -> None:
+        """So many bytes more are owed; or fewer, if it is less than 0."""
+        self.owed += size
+        while self._held_back and self.owed <= self._most_owed:
+            first = next(iter(self._held_back))
+            del self._held_back[first]
+            first.proceed()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether too much is owed."""
+        return self.owed > self._most_owed
+
+    def holds_back(self, who: HeldBack) -> bool:
+        """Whether it must wait to be told that it may `proceed`."""
+        if not self.is_behind:
+            return False
+        self._held_back[who] = None
+        return True
+
+    def forget(self, who: HeldBack) -> None:
+        """It waits no more."""
+        self._held_back.pop(who, None)
 
     async def wait_for_room(self) -> None:
         """One after the other."""

@@ -64,10 +64,7 @@ class Stream(ABC):
 
     @abstractmethod
     def receive(self, data: bytes | memoryview, ends: bool) -> None:
-        """Take what came, in any pieces; give the room for it back by `grant`.
-
-        Raises `StreamFault`.
-        """
+        """Take what came, in any pieces; give the room for it back by `grant`."""
 
     @abstractmethod
     def lost(self) -> None:
@@ -90,7 +87,7 @@ class Stream(ABC):
         self.window_out += size
         if self.window_out > LARGEST_WINDOW:
             raise StreamFault(Code.FLOW_CONTROL_ERROR, "the window of a stream is too large")
-        if self.window_out > 0:
+        if self._room is not None and self.window_out > 0:
             self._wake()
 
     def send_headers(self, block: bytes, *, ends: bool) -> None:
@@ -104,6 +101,7 @@ class Stream(ABC):
         """Send all of it, waiting for room as often as it takes. Raises `StreamEnded`."""
         connection = self.connection
         rest = memoryview(data)
+        connection.owe(len(rest))
         try:
             while rest:
                 size = min(await self._wait_for_room(), len(rest))
@@ -113,7 +111,9 @@ class Stream(ABC):
                 connection.write(rest[:size])
                 connection.earn()
                 rest = rest[size:]
+                connection.owe(-size)
         finally:
+            connection.owe(-len(rest))
             connection.wake()
 
     def end(self) -> None:
