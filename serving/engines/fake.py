@@ -19,7 +19,7 @@ milliseconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,8 @@ from serving.types import DYNAMIC, NUMPY_TYPES, Array, Parameter, Tensors, Tenso
 class FakeEngine:
     """Echoes, and counts what is `running`."""
 
+    queues = False
+
     def __init__(self, config: ModelConfig, *, delay_s: float = 0.0, fail_every: int = 0):
         self.inputs: Sequence[TensorSpec] = engine_inputs(config)
         self.outputs: Sequence[TensorSpec] = engine_outputs(config)
@@ -41,6 +43,9 @@ class FakeEngine:
         self._runs = 0
         self._delay_s = delay_s
         self._fail_every = fail_every
+
+    def infer_at_once(self, inputs: Tensors) -> Tensors | None:
+        return None
 
     async def infer(self, inputs: Tensors) -> Tensors:
         values = list(inputs.values())
@@ -60,6 +65,9 @@ class FakeEngine:
         for state in self._states:
             outputs[state.output_name] = inputs[state.input_name]
         return outputs
+
+    def take_back(self, run: Awaitable[Tensors]) -> bool:
+        return False
 
     async def stream(
         self, inputs: Tensors, parameters: Mapping[str, Parameter]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import queue
-from collections.abc import Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -48,6 +47,8 @@ class OnnxEngine:
     that cannot be served.
     """
 
+    queues = True
+
     def __init__(self, path: Path, sessions: Sequence[Session], *, batches: bool = False):
         graph = sessions[0].session
         self.inputs: Sequence[TensorSpec] = [
@@ -61,6 +62,8 @@ class OnnxEngine:
             tensor_spec(node, path) for node in graph.get_outputs()
         ]
         self._output_names = [spec.name for spec in self.outputs]
+        self._converted = {s.name for s in self.inputs if s.datatype in ("BYTES", "BF16")}
+        self._returns_text = any(spec.datatype == "BYTES" for spec in self.outputs)
         self._returns_bfloat16 = any(spec.datatype == "BF16" for spec in self.outputs)
         if self._returns_bfloat16 and any(spec.datatype == "BYTES" for spec in self.inputs):
             raise ModelLoadError(
@@ -74,10 +77,16 @@ class OnnxEngine:
             self._free.put(session)
         self._workers = Workers(len(sessions), "onnx")
 
-    async def infer(self, inputs: Tensors) -> Tensors:
+    def infer_at_once(self, inputs: Tensors) -> Tensors | None:
         if self._pace.is_quick(inputs) and not self._free.empty():
             return self._run(inputs)
-        return await self._workers.run(self._run, inputs)
+        return None
+
+    def infer(self, inputs: Tensors) -> Awaitable[Tensors]:
+        return self._workers.run(self._run, inputs)
+
+    def take_back(self, run: Awaitable[Tensors]) -> bool:
+        return self._workers.take_back(run)
 
     async def close(self) -> None:
         self._workers.close()
@@ -86,17 +95,20 @@ class OnnxEngine:
             self._free.get()
 
     def _run(self, inputs: Tensors) -> Tensors:
-        feed = {name: _to_onnx(name, tensor) for name, tensor in inputs.items()}
+        feed: Mapping[str, Any] = inputs
+        if self._converted:
+            feed = {name: _to_onnx(name, tensor) for name, tensor in inputs.items()}
         instance = self._free.get()
-        began = thread_time()
+        clock = self._pace.clock
+        began = clock()
         try:
             values = instance.run(self._output_names, feed, as_ort_values=self._returns_bfloat16)
         finally:
             self._free.put(instance)
-            self._pace.ran(inputs, thread_time() - began)
-        return {
-            name: _from_onnx(value) for name, value in zip(self._output_names, values, strict=True)
-        }
+            self._pace.ran(inputs, clock() - began, clock)
+        if self._returns_bfloat16 or self._returns_text:
+            values = [_from_onnx(value) for value in values]
+        return dict(zip(self._output_names, values, strict=True))
 
 
 def load(config: ModelConfig, directory: Path) -> OnnxEngine:

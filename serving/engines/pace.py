@@ -8,8 +8,9 @@ run, so that nobody has to set it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import monotonic, thread_time
 
 from serving.types import DYNAMIC, Tensors, TensorSpec
 
@@ -28,6 +29,9 @@ _GROWTH = 4
 _RUNS = 9
 """To know a graph by."""
 
+_KNOWN_WELL = 256
+"""Runs after which its processor time, which is dear to ask for, is measured no more."""
+
 _LARGEST_FILE = 1 << 26
 # NodeProto.op_type is field 4: its tag, its length, its text.
 _REPEATS = tuple(b"\x22" + bytes([len(name)]) + name for name in (b"Loop", b"Scan", b"If"))
@@ -45,27 +49,41 @@ class Pace:
     """The processor time of the latest runs, so that other processes do not count.
 
     What is not `fixed` is never quick: a graph where values or sizes decide how much is computed.
+
+    The next run is to be timed by `clock`. Of a graph that is known well that is the time of day,
+    which is never less than the processor's, until a run seems to take long.
     """
 
     def __init__(self, *, is_fixed: bool):
+        self.clock: Callable[[], float] = thread_time
         self._is_trusted = is_fixed
-        self._latest: deque[tuple[float, int]] = deque(maxlen=_RUNS)
+        self._quick_runs = 0
+        """In a row, by processor time."""
+        self._sizes: deque[int] = deque(maxlen=_RUNS)
         self._most_bytes = -1
 
     def is_quick(self, inputs: Tensors) -> bool:
         """Whether a run with these inputs will be."""
-        return self._is_trusted and _bytes(inputs) <= self._most_bytes
+        return _bytes(inputs) <= self._most_bytes
 
-    def ran(self, inputs: Tensors, cpu_s: float) -> None:
-        """A run has ended, which took its thread so much processor time."""
-        if cpu_s > SLOW_S:
-            self._is_trusted = False
+    def ran(self, inputs: Tensors, seconds: float, clock: Callable[[], float]) -> None:
+        """A run has ended, which took so long by a clock."""
         if not self._is_trusted:
             return
-        self._latest.append((cpu_s, _bytes(inputs)))
-        times, sizes = zip(*self._latest, strict=True)
-        is_quick = len(times) == _RUNS and max(times) <= QUICK_S
-        self._most_bytes = min(MOST_BYTES, _GROWTH * max(sizes)) if is_quick else -1
+        if seconds <= QUICK_S:
+            self._quick_runs += 1
+            if self._quick_runs >= _KNOWN_WELL:
+                self.clock = monotonic
+        elif clock is monotonic:
+            # It may be somebody else's time: the next runs show.
+            self._quick_runs = _RUNS
+            self.clock = thread_time
+        else:
+            self._quick_runs = 0
+            self._is_trusted = seconds <= SLOW_S
+        self._sizes.append(_bytes(inputs))
+        is_quick = self._is_trusted and self._quick_runs >= _RUNS
+        self._most_bytes = min(MOST_BYTES, _GROWTH * max(self._sizes)) if is_quick else -1
 
 
 def is_fixed(inputs: Sequence[TensorSpec], *, batches: bool) -> bool:
@@ -77,4 +95,7 @@ def is_fixed(inputs: Sequence[TensorSpec], *, batches: bool) -> bool:
 
 
 def _bytes(inputs: Tensors) -> int:
-    return sum(tensor.nbytes for tensor in inputs.values())
+    size = 0
+    for tensor in inputs.values():
+        size += tensor.nbytes
+    return size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from serving.errors import InvalidRequest, TooLarge, Unsupported, shown
 
@@ -55,6 +56,7 @@ def decompress(encoding: str, body: bytes, limit: int) -> bytes:
     return plain
 
 
+@lru_cache(maxsize=64)
 def choose(accept_encoding: str) -> str | None:
     """The coding of `ENCODINGS` that an `Accept-Encoding` header likes best; None for none.
 

@@ -45,7 +45,7 @@ class InferRoute(PredictRoute):
         reply: Callable[[Answer], None],
     ) -> Work | None:
         headers = caller.headers
-        if b"content-encoding" in headers or b"accept-encoding" in headers:
+        if b"content-encoding" in headers:
             return None
         try:
             loaded = self.server.loaded(name, version)
@@ -78,12 +78,12 @@ class InferRoute(PredictRoute):
         call.request.asked_by(caller)
         response = await self.server.infer(call.request)
         parts, headers = render_infer(call, model, response, self.server.shared_memory)
-        if b"accept-encoding" in asked:
-            coding = choose(asked[b"accept-encoding"].decode("latin-1"))
-            if coding is not None:
-                parts = [await _packed(coding, parts)]
-                headers = [*headers, (b"content-encoding", coding.encode())]
-        return parts, headers
+        coding = _coding(caller)
+        if coding is None:
+            return parts, headers
+        if _are_small(parts):
+            return _packed(coding, parts, headers)
+        return await asyncio.to_thread(_packed, coding, parts, headers)
 
     def _parsed(
         self, model: Model, version: str, body: bytes, header_length: bytes | None
@@ -105,7 +105,7 @@ class InferRoute(PredictRoute):
 class _Asked(Asked):
     """A call that a model has been asked for."""
 
-    __slots__ = ("_call", "_caller", "_reply", "_route")
+    __slots__ = ("_call", "_caller", "_packing", "_reply", "_route")
 
     def __init__(
         self,
@@ -123,17 +123,34 @@ class _Asked(Asked):
     def answered(self, response: InferResponse) -> None:
         model, shared_memory = self.loaded.model, self._route.server.shared_memory
         try:
-            answer: Answer = 200, *render_infer(self._call, model, response, shared_memory)
+            parts, headers = render_infer(self._call, model, response, shared_memory)
+            coding = _coding(self._caller)
+            if coding is not None:
+                if not _are_small(parts):
+                    self._packing = asyncio.create_task(self._pack(coding, parts, headers))
+                    return
+                parts, headers = _packed(coding, parts, headers)
         except Exception as error:
             self.failed(error)
         else:
-            self._reply(answer)
+            self._reply((200, parts, headers))
 
     def failed(self, error: Exception) -> None:
         self._reply(self._route.refusal(error, self._caller))
 
+    async def _pack(self, coding: str, parts: list[Buffer], headers: Headers) -> None:
+        self._reply((200, *await asyncio.to_thread(_packed, coding, parts, headers)))
 
-async def _packed(coding: str, parts: list[Buffer]) -> bytes:
-    if sum(map(len, parts)) <= _SMALL_BYTES:
-        return compress(coding, parts)
-    return await asyncio.to_thread(compress, coding, parts)
+
+def _coding(caller: HttpCall) -> str | None:
+    """In which an answer is sent; None for as it is."""
+    accepted = caller.headers.get(b"accept-encoding")
+    return None if accepted is None else choose(accepted.decode("latin-1"))
+
+
+def _are_small(parts: list[Buffer]) -> bool:
+    return sum(map(len, parts)) <= _SMALL_BYTES
+
+
+def _packed(coding: str, parts: list[Buffer], headers: Headers) -> tuple[list[Buffer], Headers]:
+    return [compress(coding, parts)], [*headers, (b"content-encoding", coding.encode())]

@@ -117,7 +117,8 @@ class BatchLayout:
         """
         if self._is_plain and len(parts) == 1:
             return parts[0]
-        parts = [self._as_model_sees(part) for part in parts]
+        if self._reshapes:
+            parts = [self._as_model_sees(part) for part in parts]
         stacked: Tensors = {}
         for name in parts[0]:
             tensors = [part[name] for part in parts]
@@ -158,8 +159,10 @@ class BatchLayout:
                 pieces = _cut(name, tensor, rows) if self._batches else [tensor]
                 if name in self._followed and self._followed[name].name in seen[0]:
                     pieces = self._unpadded(name, pieces, seen)
+            if name in self._reshapes:
+                pieces = [self._as_callers_see(name, piece) for piece in pieces]
             for part, piece in zip(parts, pieces, strict=True):
-                part[name] = self._as_callers_see(name, piece)
+                part[name] = piece
         return parts
 
     def part(self, outputs: Tensors, inputs: Tensors) -> Tensors:
@@ -343,6 +346,8 @@ def _cut(name: str, tensor: Array, rows: Sequence[int]) -> list[Array]:
         raise InferenceFailed(
             f"output {name!r} has shape {list(tensor.shape)} for a batch of {total} rows"
         )
+    if len(rows) == 1:
+        return [tensor]
     ends = accumulate(rows)
     return [tensor[end - count : end] for end, count in zip(ends, rows, strict=True)]
 

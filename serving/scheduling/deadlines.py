@@ -20,6 +20,9 @@ class Deadlines(Generic[T]):
         self._numbers_of: dict[T, int] = {}
         self._numbers = itertools.count()
 
+    def __len__(self) -> int:
+        return len(self._items)
+
     def add(self, item: T, at: float) -> None:
         """An item is held once at a time. One that is held until infinity need not be."""
         if at == math.inf:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
 from serving.calls import Batch
 from serving.engines.base import Engine
-from serving.errors import InferenceFailed, SlipwayError
+from serving.errors import SlipwayError
 from serving.scheduling.batch import BatchLayout
-from serving.scheduling.outcomes import Answer, expired, fail, given_up, unloading
+from serving.scheduling.outcomes import Answer, expired, fail, failure, given_up, unloading
 from serving.types import InferRequest, Run, Tensors
 
 
@@ -41,13 +40,24 @@ class Queue(Protocol[E]):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Computed(Generic[E]):
-    """The rows of a run, each row's outputs, and what is told of the run."""
+class Handed(Generic[E]):
+    """Entries on their way through the engine."""
 
+    __slots__ = ("batched", "begun", "entries", "inputs", "parts", "rows", "stacked", "started")
+
+    begun: Awaitable[Tensors] | SlipwayError
+    """The engine's word; an error if it was not even asked."""
     rows: Sequence[E | None]
+    inputs: list[Tensors]
+    """Of each row."""
+    stacked: Tensors
+    batched: float
+    started: float
     parts: Sequence[Tensors]
-    run: Run
+    """Each row's outputs, in the end."""
+
+    def __init__(self, entries: list[E]):
+        self.entries = entries
 
 
 class Driver(ABC, Generic[E]):
@@ -57,6 +67,9 @@ class Driver(ABC, Generic[E]):
     the policy has against it, or, for a caller that goes away, `asyncio.CancelledError`. None of
     these touches another request of the same batch: when a batch fails, its requests run again
     alone.
+
+    What the engine computes at once is computed and handed out in the turn of the loop in which it
+    is decided, one batch a turn; a task waits for everything else.
 
     `layout` knows how requests become a batch; `on_run` is told of every run of the engine, with
     the rows that were asked for.
@@ -78,8 +91,9 @@ class Driver(ABC, Generic[E]):
         # Those of failed batches that have yet to run alone.
         self._again: dict[E, None] = {}
         self._stopping = False
+        # Of a driver that is being stopped, when nothing is left.
         self._idle = asyncio.Event()
-        self._idle.set()
+        self._hands_out = False
         self._loop = asyncio.get_running_loop()
         self._decision_is_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -107,8 +121,8 @@ class Driver(ABC, Generic[E]):
             raise unloading(request.model_name)
         request.stamps.queued = now = monotonic()
         entry = self._accept(request, rows, answer, now)
-        self._idle.clear()
-        self._decide_soon()
+        if not self._decision_is_due:
+            self._decide_soon()
         return entry
 
     def withdraw(self, entry: E) -> None:
@@ -176,7 +190,7 @@ class Driver(ABC, Generic[E]):
             wake_at = min(wake_at, self._expire_again(now))
         if wake_at < math.inf:
             self._timer = self._loop.call_later(max(0.0, wake_at - now), self._decide)
-        if not self._runs and not len(self._queue):
+        if self._stopping and not self._runs and not len(self._queue):
             self._idle.set()
 
     def _expire_again(self, now: float) -> float:
@@ -185,93 +199,148 @@ class Driver(ABC, Generic[E]):
             fail(entry.answer, expired())
         return min((entry.expires_at for entry in self._again), default=math.inf)
 
-    def _start(self, batch: list[E], finished: Callable[[Run | None], None]) -> None:
+    def _start(self, entries: list[E], finished: Callable[[Run | None], None]) -> bool:
         """Run a batch on an instance that is free, and again will be when it has `finished`.
 
-        That is told of the run; None if it failed, and what came of it took several.
+        That is told of the run; None if it failed, and what came of it took several. Returns
+        whether that is over, and the answers are handed out: then the loop has been kept for long
+        enough, and what is next is to be decided in another turn.
         """
+        batch = Handed(entries)
+        _stamp(batch)
+        run = None
+        try:
+            self._stack(batch)
+            # Who is handed an answer may ask again, but no batch runs within the other.
+            outputs = None if self._hands_out else self._engine.infer_at_once(batch.stacked)
+            if outputs is None:
+                batch.begun = self._engine.infer(batch.stacked)
+            else:
+                run = self._cut(batch, outputs)
+        except Exception as error:
+            batch.begun = failure(error)
+        if run is not None:
+            finished(run)
+            self._hand_out(batch, run)
+            return True
+        self._occupy(batch, finished)
+        return False
+
+    def _hand_over(self, entries: list[E]) -> Handed[E]:
+        """Let the engine run a batch when an instance is free; then `_follow` is to be told."""
+        batch = Handed(entries)
+        try:
+            self._stack(batch)
+            batch.begun = self._engine.infer(batch.stacked)
+        except Exception as error:
+            batch.begun = failure(error)
+        return batch
+
+    def _withdrawn(self, batch: Handed[E]) -> bool:
+        """Whether a batch that was handed over is not begun yet, and now never will be."""
+        begun = batch.begun
+        return isinstance(begun, SlipwayError) or self._engine.take_back(begun)
+
+    def _follow(self, batch: Handed[E], finished: Callable[[Run | None], None]) -> None:
+        """As `_start`, for a batch that was handed over before, and begins now."""
+        _stamp(batch)
+        batch.started = batch.batched
+        self._occupy(batch, finished)
+
+    def _occupy(self, batch: Handed[E], finished: Callable[[Run | None], None]) -> None:
         task = self._loop.create_task(self._occupy_instance(batch, finished))
         self._runs.add(task)
         task.add_done_callback(self._has_ended)
 
     def _has_ended(self, task: asyncio.Task[None]) -> None:
         self._runs.discard(task)
-        self._decide_soon()
+        if self._stopping:
+            self._decide_soon()
 
     async def _occupy_instance(
-        self, batch: list[E], finished: Callable[[Run | None], None]
+        self, batch: Handed[E], finished: Callable[[Run | None], None]
     ) -> None:
         run = None
+        begun = batch.begun
         try:
-            computed = await self._compute(batch)
-            if isinstance(computed, SlipwayError):
-                await self._run_apart(batch, computed)
-            else:
-                run = computed.run
+            if not isinstance(begun, SlipwayError):
+                try:
+                    run = self._cut(batch, await begun)
+                except Exception as error:
+                    begun = failure(error)
+            if isinstance(begun, SlipwayError):
+                await self._run_apart(batch.entries, begun)
         finally:
             finished(run)
         # Before the answers are handed out: those who get them would keep the loop from the
         # instance, which can run the next batch meanwhile.
         self._decide()
-        if isinstance(computed, _Computed):
-            self._hand_out(computed)
+        if run is not None:
+            self._hand_out(batch, run)
 
-    async def _run_apart(self, batch: list[E], error: SlipwayError) -> None:
+    async def _run_apart(self, entries: list[E], error: SlipwayError) -> None:
         """One request's values may be what the model cannot bear: only that one shall fail."""
-        if len(batch) == 1:
-            fail(batch[0].answer, error)
+        if len(entries) == 1:
+            fail(entries[0].answer, error)
             return
-        self._again.update(dict.fromkeys(batch))
+        self._again.update(dict.fromkeys(entries))
         self._decide_soon()  # which also sees to it that they expire in time
-        for entry in batch:
+        for entry in entries:
             self._expire_again(monotonic())
             self._again.pop(entry, None)
             if entry.answer.done():
                 continue
-            computed = await self._compute([entry])
-            if isinstance(computed, SlipwayError):
-                fail(entry.answer, computed)
+            alone = Handed([entry])
+            _stamp(alone)
+            try:
+                self._stack(alone)
+                run = self._cut(alone, await self._engine.infer(alone.stacked))
+            except Exception as error:
+                fail(entry.answer, failure(error))
             else:
-                self._hand_out(computed)
+                self._hand_out(alone, run)
 
-    async def _compute(self, batch: list[E]) -> _Computed[E] | SlipwayError:
-        """Run one batch, and keep what has to be kept of it; or say why that failed."""
-        batched = monotonic()
-        for entry in batch:
-            entry.request.stamps.batched = batched
-        try:
-            rows = self._rows(batch)
-            inputs = self._inputs(rows)
-            stacked = self._layout.stack(inputs)
-            started = monotonic()
-            outputs = await self._engine.infer(stacked)
-            computed = monotonic()
-            counts = [1 if entry is None else entry.rows for entry in rows]
-            parts = self._layout.split(outputs, inputs, counts)
-            self._keep(rows, parts)
-        except SlipwayError as error:
-            return error
-        except Exception as error:
-            failure = InferenceFailed(str(error))
-            failure.__cause__ = error
-            return failure
-        own, padding = self._layout.padding(inputs, stacked)
-        count = sum(entry.rows for entry in batch)
-        run = Run(count, batched, started, computed, monotonic(), own, padding)
-        if traces := tuple(e.request.trace for e in batch if e.request.trace is not None):
-            told = Batch(count, len(batch), batched, run.answered, traces)
+    def _stack(self, batch: Handed[E]) -> None:
+        """Make of a batch what the engine takes."""
+        batch.rows = self._rows(batch.entries)
+        batch.inputs = self._inputs(batch.rows)
+        batch.stacked = self._layout.stack(batch.inputs)
+        batch.started = monotonic()
+
+    def _cut(self, batch: Handed[E], outputs: Tensors) -> Run:
+        """Make of what the engine returned what each row gets, and keep what has to be kept."""
+        computed = monotonic()
+        counts = [1 if entry is None else entry.rows for entry in batch.rows]
+        batch.parts = self._layout.split(outputs, batch.inputs, counts)
+        self._keep(batch.rows, batch.parts)
+        own, padding = self._layout.padding(batch.inputs, batch.stacked)
+        entries = batch.entries
+        rows = sum(counts) - (len(counts) - len(entries))
+        run = Run(rows, batch.batched, batch.started, computed, monotonic(), own, padding)
+        if traces := [e.request.trace for e in entries if e.request.trace is not None]:
+            told = Batch(rows, len(entries), batch.batched, run.answered, tuple(traces))
             for trace in traces:
                 trace.batch = told
-        return _Computed(rows, parts, run)
+        return run
 
-    def _hand_out(self, computed: _Computed[E]) -> None:
-        run = computed.run
+    def _hand_out(self, batch: Handed[E], run: Run) -> None:
         self._on_run(run)
-        for owner, part in zip(computed.rows, computed.parts, strict=True):
-            if owner is None:
-                continue
-            stamps = owner.request.stamps
-            stamps.started, stamps.computed = run.started, run.computed
-            stamps.answered = run.answered
-            if not owner.answer.done():
-                owner.answer.set_result(part)
+        self._hands_out = True
+        try:
+            for owner, part in zip(batch.rows, batch.parts, strict=True):
+                if owner is None:
+                    continue
+                stamps = owner.request.stamps
+                stamps.started, stamps.computed = run.started, run.computed
+                stamps.answered = run.answered
+                if not owner.answer.done():
+                    owner.answer.set_result(part)
+        finally:
+            self._hands_out = False
+
+
+def _stamp(batch: Handed[E]) -> None:
+    """The wait in the queue is over."""
+    batch.batched = now = monotonic()
+    for entry in batch.entries:
+        entry.request.stamps.batched = now

@@ -16,10 +16,10 @@ Where a `PaddingRule` says so, a request of another length is passed over, but n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Generic
+from collections.abc import Sequence
+from typing import Generic, NamedTuple
 
-from serving.config import Batching
+from serving.config import Batching, TimeoutAction
 from serving.scheduling.padding import ORDINARY, Padding, PaddingRule
 from serving.scheduling.returns import Returns
 from serving.scheduling.waiting import T, Waiting
@@ -28,8 +28,7 @@ LOOK_AHEAD = 256
 """Requests that may be passed over in the search for others of like length."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision(Generic[T]):
+class Decision(NamedTuple, Generic[T]):
     """What to do now: answer `expired`, run `batch` (if any), and ask again by `wake_at`."""
 
     expired: list[T]
@@ -58,6 +57,12 @@ class BatchPolicy(Generic[T]):
         self._rules = batching or Batching()
         self._returns = returns
         self._preferred = frozenset(self._rules.preferred_batch_sizes)
+        self._is_first_come = not (
+            self._rules.priority_levels
+            or self._rules.default_policy.max_queue_size
+            or self._rules.default_policy.timeout_action is TimeoutAction.DELAY
+            or self._preferred
+        )
         self._waiting = Waiting[T](self._rules)
 
     def __len__(self) -> int:
@@ -83,47 +88,80 @@ class BatchPolicy(Generic[T]):
         return self._waiting.clear()
 
     def decide(self, now: float, *, free_instances: int) -> Decision[T]:
-        expired = self._waiting.expire(now)
-        batch, wake_at = self._form(now, free_instances) if free_instances else ([], math.inf)
-        for ticket in batch:
-            self._waiting.discard(ticket)
-        return Decision(expired, batch, min(wake_at, self._waiting.next_expiry()))
+        waiting = self._waiting
+        expired = waiting.expire(now)
+        wake_at = math.inf
+        if free_instances and waiting:
+            batch, wake_at = self._form(now, free_instances)
+            if batch:
+                waiting.take(batch)
+                return Decision(expired, batch, now)
+        return Decision(expired, [], min(wake_at, waiting.next_expiry()))
+
+    def ahead(self, running: int) -> tuple[list[T], bool]:
+        """Take the batch that is to run next before an instance is free; whether it is full, too.
+
+        If not, nobody is expected to join it: whom the latest run has answered is back, and it will
+        not pay to wait for the `running` requests. It is empty where others may yet go first.
+        """
+        if self._is_first_come and self._waiting:
+            batch, _, is_full, rows = self._gather()
+            returns = self._returns
+            if is_full or (
+                returns is not None
+                and returns.are_back
+                and not returns.will_pay(rows, running, self._rules.max_queue_delay_s)
+            ):
+                self._waiting.take(batch)
+                return batch, is_full
+        return [], False
+
+    def put_back(self, batch: Sequence[T]) -> None:
+        """Let those of a batch that was taken `ahead` wait again."""
+        self._waiting.put_back(batch)
 
     def _form(self, now: float, free_instances: int) -> tuple[list[T], float]:
         """The batch to run now, or none and the time at which there will be one."""
-        batch: list[T] = []
-        rows = preferred = passed_over = 0
-        oldest = math.inf
-        complete = False
-        padding = Padding(self._padding)
-        for ticket in self._waiting:
-            joins = not batch or (
-                self._merges
-                and rows + ticket.rows <= self._max_rows
-                and ticket.shape_key == batch[0].shape_key
-            )
-            shapes = ticket.padded_shapes
-            if not joins or (shapes and not padding.takes(ticket.rows, shapes)):
-                if joins and self._padding.passes_over and passed_over < LOOK_AHEAD:
-                    passed_over += 1
-                    continue
-                complete = True
-                break
-            batch.append(ticket)
-            rows += ticket.rows
-            oldest = min(oldest, ticket.queued_at)
-            if rows in self._preferred:
-                preferred = len(batch)
-        if not batch:
-            return [], math.inf
+        batch, preferred, is_full, rows = self._gather()
         if preferred:
             return batch[:preferred], now
         longest_s = self._rules.max_queue_delay_s
+        if is_full or not longest_s:
+            return batch, now
+        oldest = min([ticket.queued_at for ticket in batch])
         due = oldest + longest_s
-        if longest_s and self._returns is not None and not self._preferred:
+        if self._returns is not None and not self._preferred:
             # While another instance is free, those who come will not wait for this one.
             alone = free_instances == 1
             due = self._returns.wait_until(rows, oldest, now, longest_s) if alone else now
-        if complete or rows >= self._max_rows or not self._merges or now >= due:
-            return batch, now
-        return [], due
+        return (batch, now) if now >= due else ([], due)
+
+    def _gather(self) -> tuple[list[T], int, bool, int]:
+        """The largest batch of those that wait, how many of it make a preferred size, whether
+        nobody could join it, and its rows."""
+        batch: list[T] = []
+        rows = preferred = passed_over = 0
+        complete = False
+        padding: Padding | None = None
+        for ticket in self._waiting:
+            if rows and not (
+                self._merges
+                and rows + ticket.rows <= self._max_rows
+                and ticket.shape_key == batch[0].shape_key
+            ):
+                complete = True
+                break
+            if ticket.padded_shapes:
+                padding = padding or Padding(self._padding)
+                if not padding.takes(ticket.rows, ticket.padded_shapes):
+                    if self._padding.passes_over and passed_over < LOOK_AHEAD:
+                        passed_over += 1
+                        continue
+                    complete = True
+                    break
+            batch.append(ticket)
+            rows += ticket.rows
+            if rows in self._preferred:
+                preferred = len(batch)
+        is_full = complete or rows >= self._max_rows or not self._merges
+        return batch, preferred, is_full, rows

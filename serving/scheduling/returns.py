@@ -64,6 +64,16 @@ class Returns:
             self._timed_from = now
             self._timed = self._untimed = requests
 
+    @property
+    def are_back(self) -> bool:
+        """Whether nobody whom the latest run has answered has yet to come."""
+        return self._missing <= 0
+
+    def will_pay(self, rows: int, requests: int, longest_s: float) -> bool:
+        """Whether a batch of so many rows is to wait for those whom a run will have answered."""
+        worth_s = min(self._worth * self._costs.saved(rows), longest_s)
+        return self._first_s + self._each_s * requests <= worth_s
+
     def wait_until(self, rows: int, oldest: float, now: float, longest_s: float) -> float:
         """When a batch of so many rows is to run that could run now, and has waited since `oldest`.
 
@@ -93,13 +103,15 @@ class _Costs:
     def ran(self, rows: int, seconds: float) -> None:
         self._runs += 1
         alike = rows.bit_length()
-        size, took, _ = self._known.get(alike, (float(rows), seconds, 0))
+        size, took, _ = self._known.pop(alike, (float(rows), seconds, 0))
         # What comes on top is somebody else's: the machine's, or that of a first time.
         took += (0.5 if seconds < took else 0.05) * (seconds - took)
         self._known[alike] = _mean(size, rows), took, self._runs
-        for alike, (_, _, run) in tuple(self._known.items()):
+        # In the order of their latest runs: with every run one at most is forgotten.
+        for longest_ago, (_, _, run) in self._known.items():
             if self._runs - run > _FORGOTTEN:
-                del self._known[alike]
+                del self._known[longest_ago]
+            break
 
     def saved(self, rows: int) -> float:
         """Seconds by which a run of so many rows and others are shorter than two runs.

@@ -103,7 +103,8 @@ class SequenceScheduler(Driver[_Entry]):
         for entry in decision.orphaned:
             fail(entry.answer, _not_started(entry.request.model_name, entry.id))
         for batch in decision.batches:
-            self._start(batch.steps, partial(self._finish, batch))
+            if self._start(batch.steps, partial(self._finish, batch)):
+                self._decide_soon()
         return decision.wake_at
 
     def _finish(self, batch: SequenceBatch[_Entry], run: Run | None) -> None:

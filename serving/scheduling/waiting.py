@@ -49,45 +49,39 @@ class Waiting(Generic[T]):
     """
 
     def __init__(self, rules: Batching):
-        self._rules = rules
         self._levels: dict[int, _Level[T]] = {
-            level: _Level(rules.policy(level))
+            level: _Level(level, rules.policy(level))
             for level in range(min(1, rules.priority_levels), rules.priority_levels + 1)
         }
+        self._default_level = rules.default_priority_level
+        self._queues = [queue for level in self._levels.values() for queue in level.queues]
+        self._count = 0
         self._numbers = itertools.count()
-        self._tickets: dict[int, T] = {}
         self._deadlines = Deadlines[T]()
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return self._count
 
     def __iter__(self) -> Iterator[T]:
-        for level in self._levels.values():
-            yield from level
+        return itertools.chain.from_iterable(self._queues)
 
     def add(self, ticket: T, now: float) -> None:
         """Let a request wait. Raises `Overloaded` when its level's queue is full."""
-        ticket.level = (
-            ticket.priority
-            if ticket.priority in self._levels
-            else self._rules.default_priority_level
-        )
-        level = self._levels[ticket.level]
+        level = self._levels.get(ticket.priority)
+        if level is None:
+            level = self._levels[self._default_level]
         rules = level.policy
         if rules.max_queue_size and len(level) >= rules.max_queue_size:
             raise Overloaded(
                 f"Exceeds maximum queue size: {rules.max_queue_size} requests are waiting already"
             )
-        ticket.number = self.next_number()
+        ticket.level = level.number
+        ticket.number = next(self._numbers)
         ticket.queued_at = now
-        timeout_s = _granted_timeout(rules, ticket.timeout_s)
-        if timeout_s or ticket.deadline < math.inf:
-            in_time = min(ticket.deadline, now + timeout_s if timeout_s else math.inf)
-            is_delayed = rules.timeout_action is TimeoutAction.DELAY
-            ticket.expires_at = min(ticket.expires_at, ticket.deadline if is_delayed else in_time)
-            self._deadlines.add(ticket, in_time)
-        self._tickets[ticket.number] = ticket
+        if rules.timeout_s or ticket.timeout_s or ticket.deadline < math.inf:
+            self._limit(ticket, rules, now)
         level.on_time[ticket] = None
+        self._count += 1
 
     def next_number(self) -> int:
         """A place in the order of arrival that nobody has."""
@@ -95,22 +89,44 @@ class Waiting(Generic[T]):
 
     def discard(self, ticket: T) -> bool:
         """Forget a request; false if it does not wait."""
-        if self._tickets.pop(ticket.number, None) is None:
+        level = self._levels.get(ticket.level)
+        if level is None or not level.remove(ticket):
             return False
-        self._deadlines.discard(ticket)
-        self._levels[ticket.level].remove(ticket)
+        self._count -= 1
+        if self._deadlines:
+            self._deadlines.discard(ticket)
         return True
+
+    def take(self, tickets: Sequence[T]) -> None:
+        """Forget some that wait."""
+        if len(tickets) == self._count and not self._deadlines:
+            for queue in self._queues:
+                queue.clear()
+            self._count = 0
+        else:
+            for ticket in tickets:
+                self.discard(ticket)
+
+    def put_back(self, tickets: Sequence[T]) -> None:
+        """Let those wait again, until they expire, that were taken from the front."""
+        for ticket in reversed(tickets):
+            queue = self._levels[ticket.level].on_time
+            queue[ticket] = None
+            queue.move_to_end(ticket, last=False)
+            self._deadlines.add(ticket, ticket.expires_at)
+        self._count += len(tickets)
 
     def clear(self) -> list[T]:
         """Give up on all that wait, and return them."""
-        tickets = list(self._tickets.values())
-        for ticket in tickets:
-            self.discard(ticket)
+        tickets = list(self)
+        self.take(tickets)
         return tickets
 
     def expire(self, now: float) -> list[T]:
         """Take out those whose time is up."""
-        expired = []
+        expired: list[T] = []
+        if not self._deadlines:
+            return expired
         while (ticket := self._deadlines.pop(now)) is not None:
             if now < ticket.expires_at:
                 self._levels[ticket.level].delay(ticket)
@@ -124,32 +140,40 @@ class Waiting(Generic[T]):
         """When to call `expire` again; infinity if nothing can expire."""
         return self._deadlines.next()
 
+    def _limit(self, ticket: T, rules: QueuePolicy, now: float) -> None:
+        """Let a request wait no longer than it may."""
+        timeout_s = _granted_timeout(rules, ticket.timeout_s)
+        in_time = min(ticket.deadline, now + timeout_s if timeout_s else math.inf)
+        is_delayed = rules.timeout_action is TimeoutAction.DELAY
+        ticket.expires_at = min(ticket.expires_at, ticket.deadline if is_delayed else in_time)
+        self._deadlines.add(ticket, in_time)
+
 
 class _Level(Generic[T]):
     """One priority level's queue: those on time, then those that a timeout has put behind."""
 
-    def __init__(self, policy: QueuePolicy):
+    def __init__(self, number: int, policy: QueuePolicy):
+        self.number = number
         self.policy = policy
         # Ordered dictionaries are queues from whose middle an entry leaves in constant time.
         self.on_time: OrderedDict[T, None] = OrderedDict()
         self._delayed: OrderedDict[T, None] = OrderedDict()
+        self.queues = (self.on_time, self._delayed)
 
     def __len__(self) -> int:
         return len(self.on_time) + len(self._delayed)
-
-    def __iter__(self) -> Iterator[T]:
-        yield from self.on_time
-        yield from self._delayed
 
     def delay(self, ticket: T) -> None:
         del self.on_time[ticket]
         self._delayed[ticket] = None
 
-    def remove(self, ticket: T) -> None:
-        if ticket in self.on_time:
-            del self.on_time[ticket]
-        else:
-            del self._delayed[ticket]
+    def remove(self, ticket: T) -> bool:
+        """Whether it was here."""
+        for queue in self.queues:
+            if ticket in queue:
+                del queue[ticket]
+                return True
+        return False
 
 
 def _granted_timeout(rules: QueuePolicy, wished_s: float) -> float:

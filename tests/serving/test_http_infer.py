@@ -135,6 +135,23 @@ def test_compressed_both_ways(here: RunningServer, coding: str) -> None:
     assert json.loads(unpack(answer))["outputs"][0]["data"] == DOUBLED
 
 
+@pytest.mark.parametrize("count", [3, 30_000])
+def test_an_answer_is_packed_for_who_takes_it_so(here: RunningServer, count: int) -> None:
+    values = list(range(count))
+    tensor = {"name": "x", "datatype": "INT32", "shape": [count], "data": values}
+    body = json.dumps({"inputs": [tensor], "id": "a"}).encode()
+    accepted = {"Accept-Encoding": "gzip, deflate, br"}
+    for _ in range(2):
+        status, headers, answer = infer(here, body, accepted, model="flat")
+        assert (status, headers["content-encoding"]) == (200, "gzip")
+        assert headers["content-length"] == str(len(answer))
+        found = json.loads(gzip.decompress(answer))
+        assert (found["id"], found["outputs"][0]["data"]) == ("a", values)
+    status, headers, answer = infer(here, body.replace(b"INT32", b"INT3"), accepted, model="flat")
+    assert (status, headers["content-encoding"]) == (400, None)
+    assert "INT3" in json.loads(answer)["error"]
+
+
 def test_what_cannot_be_unpacked(here: RunningServer) -> None:
     body = json.dumps(document()).encode()
     status, headers, answer = infer(here, body, {"Content-Encoding": "br"})

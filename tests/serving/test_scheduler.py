@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections import Counter
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +17,7 @@ from tritonclient.grpc import model_config_pb2
 
 from serving.config import Batching, ModelConfig, QueuePolicy, VersionPolicy
 from serving.engines.base import Engine
+from serving.engines.workers import Workers
 from serving.errors import Expired, InferenceFailed, Overloaded, Unavailable
 from serving.scheduling.batch import BatchLayout
 from serving.scheduling.dynamic import DynamicScheduler
@@ -23,34 +27,89 @@ from serving.types import InferRequest, Tensors, TensorSpec
 
 
 class Doubler(Engine):
-    """y = 2x after a pause; fails at the chosen runs, and whenever a row is negative."""
+    """y = 2x after a pause; fails at the chosen runs, and whenever a row is negative.
+
+    Of the runs that it is given, every `at_once`-th is without the pause; 0 is none.
+    """
 
     inputs = (TensorSpec("x", "FP32", (-1, 1)),)
     outputs = (TensorSpec("y", "FP32", (-1, 1)),)
 
-    def __init__(self, pause_s: float = 0.0, failing_runs: frozenset[int] = frozenset()):
+    def __init__(
+        self, pause_s: float = 0.0, failing_runs: frozenset[int] = frozenset(), at_once: int = 0
+    ):
         self.batches: list[int] = []
         self.order: list[float] = []
         self.running = 0
         self.most_running = 0
         self._pause_s = pause_s
         self._failing_runs = failing_runs
+        self._at_once = at_once
+        self._lock = threading.Lock()
+
+    def infer_at_once(self, inputs: Tensors) -> Tensors | None:
+        if not self._at_once or (len(self.batches) + 1) % self._at_once:
+            return None
+        self._begin(inputs)
+        return self._end(inputs)
 
     async def infer(self, inputs: Tensors) -> Tensors:
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
-        self.batches.append(len(inputs["x"]))
-        self.order.extend(inputs["x"][:, 0])
+        self._begin(inputs)
         try:
             await asyncio.sleep(self._pause_s)
-            if len(self.batches) in self._failing_runs or (inputs["x"] < 0).any():
-                raise ValueError("this run fails")
-            return {"y": inputs["x"] * 2}
-        finally:
+        except asyncio.CancelledError:
             self.running -= 1
+            raise
+        return self._end(inputs)
+
+    def _begin(self, inputs: Tensors) -> None:
+        with self._lock:
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+            self.batches.append(len(inputs["x"]))
+            self.order.extend(inputs["x"][:, 0])
+
+    def _end(self, inputs: Tensors) -> Tensors:
+        with self._lock:
+            self.running -= 1
+        if len(self.batches) in self._failing_runs or (inputs["x"] < 0).any():
+            raise ValueError("this run fails")
+        return {"y": inputs["x"] * 2}
 
     async def close(self) -> None:
         assert self.running == 0
+
+
+class Queueing(Doubler):
+    """Computes on threads of its own."""
+
+    queues = True
+
+    def __init__(
+        self,
+        pause_s: float = 0.0,
+        failing_runs: frozenset[int] = frozenset(),
+        at_once: int = 0,
+        *,
+        instances: int = 1,
+    ):
+        super().__init__(pause_s, failing_runs, at_once)
+        self._workers = Workers(instances, "queueing")
+
+    def infer(self, inputs: Tensors) -> Awaitable[Tensors]:  # type: ignore[override]
+        return self._workers.run(self._compute, inputs)
+
+    def take_back(self, run: Awaitable[Tensors]) -> bool:
+        return self._workers.take_back(run)
+
+    async def close(self) -> None:
+        self._workers.close()
+        await super().close()
+
+    def _compute(self, inputs: Tensors) -> Tensors:
+        self._begin(inputs)
+        time.sleep(self._pause_s)
+        return self._end(inputs)
 
 
 CONFIG = ModelConfig(
@@ -216,6 +275,9 @@ callers = st.builds(
     instances=st.integers(1, 3),
     delay_s=st.sampled_from([0.0, 0.001]),
     max_queue_size=st.sampled_from([0, 5]),
+    at_once=st.integers(0, 3),
+    queues=st.booleans(),
+    is_first_come=st.booleans(),
 )
 @settings(max_examples=100, deadline=None)
 def test_every_accepted_request_gets_exactly_one_outcome(
@@ -224,15 +286,25 @@ def test_every_accepted_request_gets_exactly_one_outcome(
     instances: int,
     delay_s: float,
     max_queue_size: int,
+    at_once: int,
+    queues: bool,
+    is_first_come: bool,
 ) -> None:
-    engine = Doubler(pause_s=0.001, failing_runs=failing_runs)
+    engine = (
+        Queueing(0.001, failing_runs, at_once, instances=instances)
+        if queues
+        else Doubler(0.001, failing_runs, at_once)
+    )
+    policy = QueuePolicy(max_queue_size=max_queue_size, allow_timeout_override=True)
     rules = Batching(
         max_queue_delay_s=delay_s,
         preferred_batch_sizes=(4,),
         priority_levels=3,
         default_priority_level=2,
-        default_policy=QueuePolicy(max_queue_size=max_queue_size, allow_timeout_override=True),
+        default_policy=policy,
     )
+    if is_first_come:
+        rules = Batching(max_queue_delay_s=delay_s, default_policy=policy)
 
     async def call(batches: DynamicScheduler, number: int, caller: Caller) -> str:
         sent = request(
@@ -262,7 +334,7 @@ def test_every_accepted_request_gets_exactly_one_outcome(
             outcomes = await asyncio.gather(*tasks)
             await batches.stop()
         assert batches.depth == 0
-        assert engine.running == 0
+        await engine.close()
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return outcomes
 
