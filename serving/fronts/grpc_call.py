@@ -119,7 +119,6 @@ class GrpcCall(Stream):
             inbox.feed(data, ends)
         except Aborted as error:
             self._give_up(error.code, error.details)
-        inbox.make_room()
 
     def _open_inbox(self) -> Inbox:
         begin = None if self._rpc.streams_requests else self._begin

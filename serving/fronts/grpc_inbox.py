@@ -68,6 +68,8 @@ class Inbox:
                 raise Aborted(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message")
             if ends and not self._connection.holds_back(self):
                 self.proceed()
+        if not ends:
+            self.make_room()
 
     def proceed(self) -> None:
         if self._begin is None:
