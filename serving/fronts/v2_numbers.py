@@ -54,7 +54,7 @@ _KEPT_BYTES = 1 << 20
 """Longer texts are not worth that."""
 
 Reader = Callable[[bytes], Array | None]
-"""From an array's text to a tensor; to None if it is not plainly one."""
+"""From any text to a tensor; to None if it is not plainly the array of one."""
 
 
 def reader(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Reader | None:
@@ -97,7 +97,7 @@ def _few(letter: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Re
                 for _ in shape[1:]:
                     numbers = chain.from_iterable(numbers)
             raw = pack(*numbers)
-        except (ValueError, OverflowError, struct.error):
+        except (ValueError, TypeError, OverflowError, struct.error):
             return None
         return np.ndarray(shape, dtype, raw)
 
