@@ -57,6 +57,11 @@ _REASONS = {
 """Why a request was not served though nothing failed, by the code of its error."""
 
 
+_Ended = tuple[InferRequest, str, Outcome, str, ModelMetrics | None]
+"""A request that has its outcome: the version that it was for, why it was refused, and, if a model
+had it, that one's totals."""
+
+
 class Ledger:
     """Of one server: what is in flight, and who hears of how it ends."""
 
@@ -81,13 +86,13 @@ class Ledger:
     def not_found(self, request: InferRequest) -> None:
         """There is no model for a request that came."""
         self._metrics.unresolved += 1
-        self._ended(request, "", Outcome.INVALID, _REASONS[NotFound.code], None)
+        self._ended((request, "", Outcome.INVALID, _REASONS[NotFound.code], None))
 
     def invalid(self, request: InferRequest, loaded: Loaded, error: RequestError) -> None:
         """A request that came has no form that a model could infer."""
         reason = self._reason(error)
         loaded.metrics.ended(Outcome.INVALID, request.stamps, request.front, reason)
-        self._ended(request, loaded.model.version, Outcome.INVALID, reason, None)
+        self._ended((request, loaded.model.version, Outcome.INVALID, reason, None))
 
     def ended(self, held: Held, error: BaseException | None) -> None:
         """A request has its outcome, for which a model was held."""
@@ -104,12 +109,12 @@ class Ledger:
                 self._are_done.set()
         metrics = loaded.metrics
         metrics.ended(outcome, request.stamps, request.front, reason)
-        self._ended(request, loaded.model.version, outcome, reason, metrics)
+        self._ended((request, loaded.model.version, outcome, reason, metrics))
 
     def sent(self, call: Call) -> None:
         """A front is done with a call: its answer is sent, or nobody is there to take it."""
         if call.unsent is not None:
-            self._tell(*call.unsent)
+            self._tell(call.unsent)
             call.unsent = None
         if self._spans is not None:
             self._spans.ended(call)
@@ -122,33 +127,18 @@ class Ledger:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._are_done.wait(), grace_s)
 
-    def _ended(
-        self,
-        request: InferRequest,
-        version: str,
-        outcome: Outcome,
-        reason: str,
-        metrics: ModelMetrics | None,
-    ) -> None:
+    def _ended(self, ended: _Ended) -> None:
         """Tell of a request when its answer is sent; now, if the call goes on without it."""
-        call = request.call
+        call = ended[0].call
         if call is None:
-            self._tell(request, version, outcome, reason, metrics)
+            self._tell(ended)
             return
         if call.unsent is not None:
-            self._tell(*call.unsent)
-        call.unsent = request, version, outcome, reason, metrics
+            self._tell(call.unsent)
+        call.unsent = ended
 
-    def _tell(
-        self,
-        request: InferRequest,
-        version: str,
-        outcome: Outcome,
-        reason: str,
-        metrics: ModelMetrics | None,
-    ) -> None:
-        """Of a request that has its outcome: its version, why it was refused, and, if a model had
-        it, that one's totals."""
+    def _tell(self, ended: _Ended) -> None:
+        request, version, outcome, reason, metrics = ended
         call, stamps, trace = request.call, request.stamps, request.trace
         if call is not None:
             stamps.sent = call.sent

@@ -50,7 +50,7 @@ class KnownHeads:
         known = self._known.get(request[:size])
         if known is None or known[1] < len(request) - size:
             return None
-        return *known, request[size:]
+        return known[0], known[1], request[size:]
 
     def learn(self, request: bytes, head: Head) -> None:
         """Know what the head of a request, which begins these bytes, was understood to say."""

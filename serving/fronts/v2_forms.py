@@ -32,10 +32,11 @@ class Form:
         """The parts of the body."""
         if self.is_binary:
             return [*self.texts, *map(to_bytes, outputs.values())]
-        parts: list[Buffer] = []
-        for text, (name, tensor) in zip(self.texts, outputs.items(), strict=False):
-            parts += (text, to_json(name, tensor))
-        parts.append(self.texts[-1])
+        texts = self.texts
+        parts: list[Buffer] = [texts[0]]
+        for name, tensor in outputs.items():
+            parts.append(to_json(name, tensor))
+            parts.append(texts[len(parts) // 2])
         return parts
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate, chain
 from operator import mul
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -54,7 +54,7 @@ _KEPT_BYTES = 1 << 20
 """Longer texts are not worth that."""
 
 Reader = Callable[[bytes], Array | None]
-"""From an array's text to a tensor; to None if it is not plainly one."""
+"""From any text to a tensor; to None if it is not plainly the array of one."""
 
 
 def reader(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Reader | None:
@@ -85,19 +85,21 @@ def _is_flat(text: bytes) -> bool:
 def _few(letter: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Reader:
     pack: Callable[..., bytes] = struct.Struct(f"<{math.prod(shape)}{letter}").pack
 
+    def flattened(numbers: Iterable[Any], text: bytes) -> Iterable[Any]:
+        if not is_nested_as(shape, text):
+            raise ValueError
+        for _ in shape[1:]:
+            numbers = chain.from_iterable(numbers)
+        return numbers
+
     def read(text: bytes) -> Array | None:
         # What is true or false is a number to Python, and must not be one here.
         if b"u" in text or b"l" in text:
             return None
         try:
             numbers = orjson.loads(text)
-            if not _is_flat(text):
-                if not is_nested_as(shape, text):
-                    return None
-                for _ in shape[1:]:
-                    numbers = chain.from_iterable(numbers)
-            raw = pack(*numbers)
-        except (ValueError, OverflowError, struct.error):
+            raw = pack(*(numbers if _is_flat(text) else flattened(numbers, text)))
+        except (ValueError, TypeError, OverflowError, struct.error):
             return None
         return np.ndarray(shape, dtype, raw)
 
@@ -114,7 +116,8 @@ def _many(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Reader:
         parser = _PARSER if len(text) <= _KEPT_BYTES else simdjson.Parser()
         try:
             array = parser.parse(text)
-            assert isinstance(array, simdjson.Array)
+            if not isinstance(array, simdjson.Array):
+                return None
             # Which takes no notice of arrays within arrays.
             wide = np.frombuffer(array.as_buffer(of_type=letter), widest)
             # A parser parses nothing more while there is something of what it parsed.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -49,6 +48,8 @@ class Patterns:
     def __init__(self) -> None:
         self._binary: dict[bytes, _Pattern] = {}
         self._json: dict[bytes, _Pattern] = {}
+        self._latest: _Pattern | None = None
+        """Of JSON."""
 
     def call(
         self, model: Model, version: str, body: bytes, header_bytes: int | None
@@ -59,11 +60,16 @@ class Patterns:
         """
         if header_bytes is not None:
             pattern = self._binary.get(body[:header_bytes])
-            values: Any = body
+            inputs = None if pattern is None else pattern.inputs.read(body)
         else:
-            pieces, values = cut(body)
-            pattern = self._json.get(_text(pieces))
-        if pattern is None or (inputs := pattern.inputs.read(values)) is None:
+            pattern = self._latest
+            inputs = None if pattern is None else pattern.inputs.read(body)
+            if inputs is None:
+                pattern = self._json.get(_text(cut(body)[0]))
+                if pattern is not None:
+                    self._latest = pattern
+                    inputs = pattern.inputs.read(body)
+        if pattern is None or inputs is None:
             return None
         request = InferRequest(
             model.config.name,
@@ -149,14 +155,15 @@ class _Raw:
 
 
 class _Json:
-    """Tensors of numbers, each an array."""
+    """Tensors of numbers, each an array between two pieces of text."""
 
-    def __init__(self, readers: Mapping[str, tuple[int, Reader]]):
+    def __init__(self, pieces: Sequence[bytes], readers: Mapping[str, tuple[int, Reader]]):
+        self._first, *self._between, self._last = pieces
         self._readers = readers
 
     @classmethod
     def of(cls, request: InferRequest, model: Model, pieces: Sequence[bytes]) -> _Json | None:
-        """For requests like this one, whose text has its arrays between these pieces."""
+        """For requests like this one, whose text is these pieces."""
         readers: dict[str, tuple[int, Reader]] = {}
         for place, (name, tensor) in enumerate(request.inputs.items()):
             read = reader(tensor.dtype, tensor.shape)
@@ -167,10 +174,21 @@ class _Json:
             return None
         model.rows(request)
         # Which has brought them into its own order.
-        return cls({name: readers[name] for name in request.inputs})
+        return cls(pieces, {name: readers[name] for name in request.inputs})
 
-    def read(self, arrays: Sequence[bytes]) -> Tensors | None:
+    def read(self, body: bytes) -> Tensors | None:
         """The inputs; None if they are not as they were."""
+        if not (body.startswith(self._first) and body.endswith(self._last)):
+            return None
+        at = len(self._first)
+        arrays = []
+        for piece in self._between:
+            end = body.find(piece, at)
+            if end < 0:
+                return None
+            arrays.append(body[at:end])
+            at = end + len(piece)
+        arrays.append(body[at : len(body) - len(self._last)])
         inputs: Tensors = {}
         for name, (place, read) in self._readers.items():
             tensor = read(arrays[place])

@@ -168,22 +168,22 @@ def to_json(name: str, tensor: Array) -> bytes:
 
     Raises `InvalidRequest` for BYTES that are not text.
     """
-    flat = np.ascontiguousarray(tensor).reshape(-1)
-    if flat.dtype == object:
-        try:
-            return orjson.dumps([element.decode() for element in flat])
-        except UnicodeDecodeError:
-            raise InvalidRequest(
-                f"output {name!r} holds bytes that are not UTF-8; ask for binary_data"
-            ) from None
-    if flat.dtype.kind in _FLOATING:
-        if flat.dtype.itemsize == 2:
+    flat, kind = tensor.ravel(), tensor.dtype.kind
+    if kind in _FLOATING:
+        if flat.itemsize == 2:
             # Wide enough for FP16 and BF16 whole, and what orjson can write.
             flat = flat.astype(np.float32)
         text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
         # Which writes null for what is no number or infinite.
         return text if b"n" not in text else json.dumps(flat.tolist()).encode()
-    return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+    if kind != "O":
+        return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+    try:
+        return orjson.dumps([element.decode() for element in flat])
+    except UnicodeDecodeError:
+        raise InvalidRequest(
+            f"output {name!r} holds bytes that are not UTF-8; ask for binary_data"
+        ) from None
 
 
 def _listed(sizes: tuple[object, ...]) -> str:

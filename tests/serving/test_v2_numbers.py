@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given, settings
@@ -74,3 +75,14 @@ def test_plain_numbers_are_left_to_nobody(datatype: str, count: int) -> None:
     found = read(text)
     assert found is not None
     assert found[0, :3].tolist() == [1, 2, 100]
+
+
+@pytest.mark.parametrize("count", [1, 2, MANY])
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "1", '"12"', "{}", '{"1": 2}', "[", "1]", "[1", "[1],[2]", "[1] [2]", "[[1],[2]]"],
+)
+def test_what_is_no_array_of_the_shape_is_not_read(count: int, text: str) -> None:
+    read = reader(np.dtype(np.float32), (count,))
+    assert read is not None
+    assert read(text.encode()) is None
