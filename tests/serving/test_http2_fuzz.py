@@ -142,11 +142,13 @@ RPCS = {INFER: Rpc(echo, bytes, bytes), STREAM: Rpc(echo_each, bytes, bytes, Tru
     data=st.lists(FRAMES, max_size=12).map(b"".join) | mutated() | BYTES,
     cuts=st.lists(st.integers(1, 400), max_size=4),
     is_paused=st.booleans(),
+    most_owed=st.sampled_from([0, 1 << 24]),
 )
 async def test_nothing_is_left_of_a_connection(
-    data: bytes, cuts: list[int], is_paused: bool
+    data: bytes, cuts: list[int], is_paused: bool, most_owed: int
 ) -> None:
     front = NativeFront(RPCS, max_message_bytes=10_000, tls=None)
+    front.most_owed = most_owed
     came: list[Connection] = []
     left: list[Connection] = []
     connection = Connection(front, came.append, left.append)
@@ -167,6 +169,6 @@ async def test_nothing_is_left_of_a_connection(
     for _ in range(3):
         await asyncio.sleep(0)
     assert came == left == [connection]
-    assert connection.backlog.total == 0
+    assert (connection.backlog.total, connection.owed, connection._held_back) == (0, 0, {})
     assert (connection.streams, connection.held, len(connection._waiting)) == ({}, 0, 0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
