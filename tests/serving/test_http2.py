@@ -374,6 +374,36 @@ async def test_room_is_given_to_one_after_the_other() -> None:
     assert outgoing.room() == 1
 
 
+async def test_those_held_back_proceed_in_turn_as_far_as_that_goes() -> None:
+    outgoing = Outgoing(10)
+    order: list[int] = []
+
+    class Asker:
+        def __init__(self, number: int, size: int):
+            self.number, self.size = number, size
+
+        def proceed(self) -> None:
+            order.append(self.number)
+            outgoing.owe(self.size)
+            if not self.size:
+                outgoing.owe(1)
+                outgoing.owe(-1)
+
+    first = Asker(-1, 0)
+    assert not outgoing.holds_back(first)
+    outgoing.owe(11)
+    # More than may call each other.
+    askers = [Asker(number, 20 if number == 2000 else 0) for number in range(2002)]
+    assert all(map(outgoing.holds_back, [first, *askers]))
+    outgoing.forget(first)
+    assert order == []
+    outgoing.owe(-1)
+    assert order == list(range(2001))
+    outgoing.owe(-20)
+    assert order == list(range(2002))
+    assert outgoing.owed == 10
+
+
 # Clients that are none of ours.
 
 

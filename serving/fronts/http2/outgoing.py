@@ -44,6 +44,8 @@ class Outgoing(asyncio.Protocol):
         """Bytes of what is being answered, and of answers that wait for room."""
         self._most_owed = most_owed
         self._held_back: dict[HeldBack, None] = {}
+        self._lets_go = False
+        """They are told to proceed, one after the other."""
         self._first = NO_TABLE
 
     def pause_writing(self) -> None:
@@ -73,10 +75,17 @@ class Outgoing(asyncio.Protocol):
     def owe(self, size: int) -> None:
         """So many bytes more are owed; or fewer, if it is less than 0."""
         self.owed += size
-        while self._held_back and self.owed <= self._most_owed:
-            first = next(iter(self._held_back))
-            del self._held_back[first]
-            first.proceed()
+        if not self._held_back or self._lets_go:
+            return
+        # Who proceeds may have its answer at once, and come here before the next is told.
+        self._lets_go = True
+        try:
+            while self._held_back and not self.is_behind:
+                first = next(iter(self._held_back))
+                del self._held_back[first]
+                first.proceed()
+        finally:
+            self._lets_go = False
 
     @property
     def is_behind(self) -> bool:
