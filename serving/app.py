@@ -32,7 +32,7 @@ from serving.fronts import restricted, tls
 from serving.fronts.grpc_rpc import GrpcFront, Rpcs
 from serving.fronts.http import build_http
 from serving.fronts.http_connection import Connection
-from serving.fronts.listening import bind
+from serving.fronts.listening import allow_connections, bind
 from serving.fronts.metrics import build_metrics
 from serving.fronts.tls import Tls
 from serving.fronts.v2_grpc import build_rpcs
@@ -215,6 +215,7 @@ class _App:
         ports = [settings.http_port]
         if settings.allow_metrics:
             ports.append(settings.metrics_port)
+        allow_connections()
         sockets = [bind(settings.host, port) for port in ports]
         grpc_port = self._grpc.bind(settings.host, settings.grpc_port)
         # What stands now stays: no collection need go through it again, while requests wait for it.

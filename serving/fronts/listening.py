@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import resource
 import socket
+from contextlib import suppress
 
 from serving.errors import OperatorError
 
 SILENT_S = 300
 """After so long TCP asks a caller who says nothing whether it is there."""
+
+
+def allow_connections() -> None:
+    """Let as many be open as the system allows this process, each of which is a file to it: by
+    default only a few of them are, for programs that cannot bear more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError):  # for a system that says "any number" and does not mean it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def bind(host: str, port: int) -> socket.socket:

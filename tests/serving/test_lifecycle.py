@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -236,3 +236,19 @@ def share_of_a_core(process: psutil.Process) -> float:
     before = sum(process.cpu_times()[:2])
     time.sleep(0.5)
     return (sum(process.cpu_times()[:2]) - before) / 0.5
+
+
+def test_more_callers_than_a_process_may_have_files_by_default(tmp_path: Path) -> None:
+    write_model(tmp_path, "double", operation="Add")
+    few = (
+        "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (64, r.getrlimit(r.RLIMIT_NOFILE)[1]))"
+    )
+    with serving(tmp_path, before=few) as server, ExitStack() as stack:
+        address = ("127.0.0.1", server.http_port)
+        callers = [
+            stack.enter_context(closing(socket.create_connection(address, 10))) for _ in range(100)
+        ]
+        for caller in callers:
+            caller.sendall(b"GET /v2/health/ready HTTP/1.1\r\nhost: a\r\n\r\n")
+        for caller in callers:
+            assert caller.recv(1000).startswith(b"HTTP/1.1 200 ")
