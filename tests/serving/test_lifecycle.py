@@ -241,7 +241,9 @@ def share_of_a_core(process: psutil.Process) -> float:
 def test_more_callers_than_a_process_may_have_files_by_default(tmp_path: Path) -> None:
     write_model(tmp_path, "double", operation="Add")
     few = (
-        "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (64, r.getrlimit(r.RLIMIT_NOFILE)[1]))"
+        "import resource\n"
+        "most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))\n"
     )
     with serving(tmp_path, before=few) as server, ExitStack() as stack:
         address = ("127.0.0.1", server.http_port)
