@@ -18,9 +18,6 @@ class Engine(Protocol):
 
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
-    queues: bool = False
-    """Whether `infer` may be called once more than there are instances: the run begins when one of
-    them is free, unless it is taken back before."""
 
     def infer_at_once(self, inputs: Tensors) -> Tensors | None:
         """What `infer` returns and raises, if it takes no longer than the event loop may be kept.
@@ -37,10 +34,6 @@ class Engine(Protocol):
         run failed.
         """
         ...
-
-    def take_back(self, run: Awaitable[Tensors]) -> bool:
-        """Whether what `infer` returned has not begun; then it never will."""
-        return False
 
     async def close(self) -> None:
         """Release threads and memory. Nothing runs any more when this is called."""

@@ -47,8 +47,6 @@ class OnnxEngine:
     that cannot be served.
     """
 
-    queues = True
-
     def __init__(self, path: Path, sessions: Sequence[Session], *, batches: bool = False):
         graph = sessions[0].session
         self.inputs: Sequence[TensorSpec] = [
@@ -84,9 +82,6 @@ class OnnxEngine:
 
     def infer(self, inputs: Tensors) -> Awaitable[Tensors]:
         return self._workers.run(self._run, inputs)
-
-    def take_back(self, run: Awaitable[Tensors]) -> bool:
-        return self._workers.take_back(run)
 
     async def close(self) -> None:
         self._workers.close()

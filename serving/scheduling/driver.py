@@ -40,24 +40,22 @@ class Queue(Protocol[E]):
         ...
 
 
-class Handed(Generic[E]):
+class _Batch(Generic[E]):
     """Entries on their way through the engine."""
 
-    __slots__ = ("batched", "begun", "entries", "inputs", "parts", "rows", "stacked", "started")
+    __slots__ = ("batched", "entries", "inputs", "parts", "rows", "stacked", "started")
 
-    begun: Awaitable[Tensors] | SlipwayError
-    """The engine's word; an error if it was not even asked."""
     rows: Sequence[E | None]
     inputs: list[Tensors]
     """Of each row."""
     stacked: Tensors
-    batched: float
     started: float
     parts: Sequence[Tensors]
     """Each row's outputs, in the end."""
 
     def __init__(self, entries: list[E]):
         self.entries = entries
+        self.batched = monotonic()
 
 
 class Driver(ABC, Generic[E]):
@@ -206,51 +204,26 @@ class Driver(ABC, Generic[E]):
         whether that is over, and the answers are handed out: then the loop has been kept for long
         enough, and what is next is to be decided in another turn.
         """
-        batch = Handed(entries)
-        _stamp(batch)
-        run = None
+        batch = _Batch(entries)
+        begun: Run | Awaitable[Tensors] | SlipwayError
         try:
             self._stack(batch)
             # Who is handed an answer may ask again, but no batch runs within the other.
             outputs = None if self._hands_out else self._engine.infer_at_once(batch.stacked)
             if outputs is None:
-                batch.begun = self._engine.infer(batch.stacked)
+                begun = self._engine.infer(batch.stacked)
             else:
-                run = self._cut(batch, outputs)
+                begun = self._cut(batch, outputs)
         except Exception as error:
-            batch.begun = failure(error)
-        if run is not None:
-            finished(run)
-            self._hand_out(batch, run)
+            begun = failure(error)
+        if isinstance(begun, Run):
+            finished(begun)
+            self._hand_out(batch, begun)
             return True
-        self._occupy(batch, finished)
-        return False
-
-    def _hand_over(self, entries: list[E]) -> Handed[E]:
-        """Let the engine run a batch when an instance is free; then `_follow` is to be told."""
-        batch = Handed(entries)
-        try:
-            self._stack(batch)
-            batch.begun = self._engine.infer(batch.stacked)
-        except Exception as error:
-            batch.begun = failure(error)
-        return batch
-
-    def _withdrawn(self, batch: Handed[E]) -> bool:
-        """Whether a batch that was handed over is not begun yet, and now never will be."""
-        begun = batch.begun
-        return isinstance(begun, SlipwayError) or self._engine.take_back(begun)
-
-    def _follow(self, batch: Handed[E], finished: Callable[[Run | None], None]) -> None:
-        """As `_start`, for a batch that was handed over before, and begins now."""
-        _stamp(batch)
-        batch.started = batch.batched
-        self._occupy(batch, finished)
-
-    def _occupy(self, batch: Handed[E], finished: Callable[[Run | None], None]) -> None:
-        task = self._loop.create_task(self._occupy_instance(batch, finished))
+        task = self._loop.create_task(self._occupy_instance(batch, begun, finished))
         self._runs.add(task)
         task.add_done_callback(self._has_ended)
+        return False
 
     def _has_ended(self, task: asyncio.Task[None]) -> None:
         self._runs.discard(task)
@@ -258,10 +231,12 @@ class Driver(ABC, Generic[E]):
             self._decide_soon()
 
     async def _occupy_instance(
-        self, batch: Handed[E], finished: Callable[[Run | None], None]
+        self,
+        batch: _Batch[E],
+        begun: Awaitable[Tensors] | SlipwayError,
+        finished: Callable[[Run | None], None],
     ) -> None:
         run = None
-        begun = batch.begun
         try:
             if not isinstance(begun, SlipwayError):
                 try:
@@ -290,8 +265,7 @@ class Driver(ABC, Generic[E]):
             self._again.pop(entry, None)
             if entry.answer.done():
                 continue
-            alone = Handed([entry])
-            _stamp(alone)
+            alone = _Batch([entry])
             try:
                 self._stack(alone)
                 run = self._cut(alone, await self._engine.infer(alone.stacked))
@@ -300,14 +274,16 @@ class Driver(ABC, Generic[E]):
             else:
                 self._hand_out(alone, run)
 
-    def _stack(self, batch: Handed[E]) -> None:
+    def _stack(self, batch: _Batch[E]) -> None:
         """Make of a batch what the engine takes."""
+        for entry in batch.entries:
+            entry.request.stamps.batched = batch.batched
         batch.rows = self._rows(batch.entries)
         batch.inputs = self._inputs(batch.rows)
         batch.stacked = self._layout.stack(batch.inputs)
         batch.started = monotonic()
 
-    def _cut(self, batch: Handed[E], outputs: Tensors) -> Run:
+    def _cut(self, batch: _Batch[E], outputs: Tensors) -> Run:
         """Make of what the engine returned what each row gets, and keep what has to be kept."""
         computed = monotonic()
         counts = [1 if entry is None else entry.rows for entry in batch.rows]
@@ -323,7 +299,7 @@ class Driver(ABC, Generic[E]):
                 trace.batch = told
         return run
 
-    def _hand_out(self, batch: Handed[E], run: Run) -> None:
+    def _hand_out(self, batch: _Batch[E], run: Run) -> None:
         self._on_run(run)
         self._hands_out = True
         try:
@@ -337,10 +313,3 @@ class Driver(ABC, Generic[E]):
                     owner.answer.set_result(part)
         finally:
             self._hands_out = False
-
-
-def _stamp(batch: Handed[E]) -> None:
-    """The wait in the queue is over."""
-    batch.batched = now = monotonic()
-    for entry in batch.entries:
-        entry.request.stamps.batched = now
