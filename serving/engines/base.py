@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Protocol
 
 from serving.types import Array, Parameter, Tensors, TensorSpec
@@ -26,12 +26,11 @@ class Engine(Protocol):
         """
         return None
 
-    def infer(self, inputs: Tensors) -> Awaitable[Tensors]:
+    async def infer(self, inputs: Tensors) -> Tensors:
         """Run the graph once; returns every output. Inputs whose spec is optional may be missing.
 
-        What has threads begins with the call, and not only when it is awaited. Raises
-        `InvalidRequest` for values that this engine cannot take; any other exception means that the
-        run failed.
+        Raises `InvalidRequest` for values that this engine cannot take; any other exception means
+        that the run failed.
         """
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import queue
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,8 @@ class OnnxEngine:
             return self._run(inputs)
         return None
 
-    def infer(self, inputs: Tensors) -> Awaitable[Tensors]:
-        return self._workers.run(self._run, inputs)
+    async def infer(self, inputs: Tensors) -> Tensors:
+        return await self._workers.run(self._run, inputs)
 
     async def close(self) -> None:
         self._workers.close()

@@ -25,7 +25,7 @@ class Workers:
         self._threads: list[threading.Thread] = []
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
 
-    def run(self, function: Callable[[A], T], argument: A) -> asyncio.Future[T]:
+    async def run(self, function: Callable[[A], T], argument: A) -> T:
         """What the function returns or raises, on a thread. Once begun, it is not interrupted."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
@@ -36,7 +36,7 @@ class Workers:
             thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
-        return answer
+        return await answer
 
     def close(self) -> None:
         """Wait for what runs, and end the threads."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
@@ -205,22 +205,20 @@ class Driver(ABC, Generic[E]):
         enough, and what is next is to be decided in another turn.
         """
         batch = _Batch(entries)
-        begun: Run | Awaitable[Tensors] | SlipwayError
+        run = error = None
         try:
             self._stack(batch)
             # Who is handed an answer may ask again, but no batch runs within the other.
             outputs = None if self._hands_out else self._engine.infer_at_once(batch.stacked)
-            if outputs is None:
-                begun = self._engine.infer(batch.stacked)
-            else:
-                begun = self._cut(batch, outputs)
-        except Exception as error:
-            begun = failure(error)
-        if isinstance(begun, Run):
-            finished(begun)
-            self._hand_out(batch, begun)
+            if outputs is not None:
+                run = self._cut(batch, outputs)
+        except Exception as raised:
+            error = failure(raised)
+        if run is not None:
+            finished(run)
+            self._hand_out(batch, run)
             return True
-        task = self._loop.create_task(self._occupy_instance(batch, begun, finished))
+        task = self._loop.create_task(self._occupy_instance(batch, error, finished))
         self._runs.add(task)
         task.add_done_callback(self._has_ended)
         return False
@@ -233,18 +231,18 @@ class Driver(ABC, Generic[E]):
     async def _occupy_instance(
         self,
         batch: _Batch[E],
-        begun: Awaitable[Tensors] | SlipwayError,
+        error: SlipwayError | None,
         finished: Callable[[Run | None], None],
     ) -> None:
         run = None
         try:
-            if not isinstance(begun, SlipwayError):
+            if error is None:
                 try:
-                    run = self._cut(batch, await begun)
-                except Exception as error:
-                    begun = failure(error)
-            if isinstance(begun, SlipwayError):
-                await self._run_apart(batch.entries, begun)
+                    run = await self._run(batch)
+                except Exception as raised:
+                    error = failure(raised)
+            if error is not None:
+                await self._run_apart(batch.entries, error)
         finally:
             finished(run)
         # Before the answers are handed out: those who get them would keep the loop from the
@@ -268,11 +266,14 @@ class Driver(ABC, Generic[E]):
             alone = _Batch([entry])
             try:
                 self._stack(alone)
-                run = self._cut(alone, await self._engine.infer(alone.stacked))
-            except Exception as error:
-                fail(entry.answer, failure(error))
+                run = await self._run(alone)
+            except Exception as raised:
+                fail(entry.answer, failure(raised))
             else:
                 self._hand_out(alone, run)
+
+    async def _run(self, batch: _Batch[E]) -> Run:
+        return self._cut(batch, await self._engine.infer(batch.stacked))
 
     def _stack(self, batch: _Batch[E]) -> None:
         """Make of a batch what the engine takes."""
