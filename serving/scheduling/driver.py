@@ -91,7 +91,8 @@ class Driver(ABC, Generic[E]):
         self._stopping = False
         # Of a driver that is being stopped, when nothing is left.
         self._idle = asyncio.Event()
-        self._hands_out = False
+        # Not within the call of one who asks, or is told and may ask again.
+        self._may_compute = True
         self._loop = asyncio.get_running_loop()
         self._decision_is_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -208,8 +209,7 @@ class Driver(ABC, Generic[E]):
         run = error = None
         try:
             self._stack(batch)
-            # Who is handed an answer may ask again, but no batch runs within the other.
-            outputs = None if self._hands_out else self._engine.infer_at_once(batch.stacked)
+            outputs = self._engine.infer_at_once(batch.stacked) if self._may_compute else None
             if outputs is not None:
                 run = self._cut(batch, outputs)
         except Exception as raised:
@@ -302,7 +302,7 @@ class Driver(ABC, Generic[E]):
 
     def _hand_out(self, batch: _Batch[E], run: Run) -> None:
         self._on_run(run)
-        self._hands_out = True
+        before, self._may_compute = self._may_compute, False
         try:
             for owner, part in zip(batch.rows, batch.parts, strict=True):
                 if owner is None:
@@ -313,4 +313,4 @@ class Driver(ABC, Generic[E]):
                 if not owner.answer.done():
                     owner.answer.set_result(part)
         finally:
-            self._hands_out = False
+            self._may_compute = before

@@ -64,7 +64,9 @@ class DynamicScheduler(Driver[_Entry]):
             if not self._free_instances:
                 raise
             # Those of this turn only seem to wait: nobody has looked for an instance for them yet.
+            before, self._may_compute = self._may_compute, False
             self._decide()
+            self._may_compute = before
             self._policy.add(entry, now)
         return entry
 
