@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Protocol
 
 from serving.types import Array, Parameter, Tensors, TensorSpec
@@ -18,9 +18,6 @@ class Engine(Protocol):
 
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
-    queues: bool = False
-    """Whether `infer` may be called once more than there are instances: the run begins when one of
-    them is free, unless it is taken back before."""
 
     def infer_at_once(self, inputs: Tensors) -> Tensors | None:
         """What `infer` returns and raises, if it takes no longer than the event loop may be kept.
@@ -29,18 +26,13 @@ class Engine(Protocol):
         """
         return None
 
-    def infer(self, inputs: Tensors) -> Awaitable[Tensors]:
+    async def infer(self, inputs: Tensors) -> Tensors:
         """Run the graph once; returns every output. Inputs whose spec is optional may be missing.
 
-        What has threads begins with the call, and not only when it is awaited. Raises
-        `InvalidRequest` for values that this engine cannot take; any other exception means that the
-        run failed.
+        Raises `InvalidRequest` for values that this engine cannot take; any other exception means
+        that the run failed.
         """
         ...
-
-    def take_back(self, run: Awaitable[Tensors]) -> bool:
-        """Whether what `infer` returned has not begun; then it never will."""
-        return False
 
     async def close(self) -> None:
         """Release threads and memory. Nothing runs any more when this is called."""

@@ -19,7 +19,7 @@ milliseconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,6 @@ from serving.types import DYNAMIC, NUMPY_TYPES, Array, Parameter, Tensors, Tenso
 
 class FakeEngine:
     """Echoes, and counts what is `running`."""
-
-    queues = False
 
     def __init__(self, config: ModelConfig, *, delay_s: float = 0.0, fail_every: int = 0):
         self.inputs: Sequence[TensorSpec] = engine_inputs(config)
@@ -65,9 +63,6 @@ class FakeEngine:
         for state in self._states:
             outputs[state.output_name] = inputs[state.input_name]
         return outputs
-
-    def take_back(self, run: Awaitable[Tensors]) -> bool:
-        return False
 
     async def stream(
         self, inputs: Tensors, parameters: Mapping[str, Parameter]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import queue
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,6 @@ class OnnxEngine:
     that cannot be served.
     """
 
-    queues = True
-
     def __init__(self, path: Path, sessions: Sequence[Session], *, batches: bool = False):
         graph = sessions[0].session
         self.inputs: Sequence[TensorSpec] = [
@@ -82,11 +80,8 @@ class OnnxEngine:
             return self._run(inputs)
         return None
 
-    def infer(self, inputs: Tensors) -> Awaitable[Tensors]:
-        return self._workers.run(self._run, inputs)
-
-    def take_back(self, run: Awaitable[Tensors]) -> bool:
-        return self._workers.take_back(run)
+    async def infer(self, inputs: Tensors) -> Tensors:
+        return await self._workers.run(self._run, inputs)
 
     async def close(self) -> None:
         self._workers.close()

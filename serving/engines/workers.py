@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -24,30 +24,19 @@ class Workers:
         self._name = name
         self._threads: list[threading.Thread] = []
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        # By their answers. Who takes a job out, a thread or `take_back`, has it for itself.
-        self._to_begin: dict[Awaitable[Any], _Job] = {}
 
-    def run(self, function: Callable[[A], T], argument: A) -> asyncio.Future[T]:
+    async def run(self, function: Callable[[A], T], argument: A) -> T:
         """What the function returns or raises, on a thread. Once begun, it is not interrupted."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        job = self._to_begin[answer] = _Job(loop, answer, function, argument)
-        self._jobs.put(job)
+        self._jobs.put(_Job(loop, answer, function, argument))
         if len(self._threads) < self._count:
             # They end when they are told to, or with the process.
             name = f"{self._name}-{len(self._threads)}"
-            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
-        return answer
-
-    def take_back(self, answer: Awaitable[Any]) -> bool:
-        """Whether what `run` returned has not begun; then it never will."""
-        job = self._to_begin.pop(answer, None)
-        if job is None:
-            return False
-        job.argument = None
-        return True
+        return await answer
 
     def close(self) -> None:
         """Wait for what runs, and end the threads."""
@@ -56,13 +45,6 @@ class Workers:
         for thread in self._threads:
             thread.join()
         self._threads.clear()
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if self._to_begin.pop(job.answer, None) is not None:
-                job.run()
-            # What was computed is not held until the next job comes.
-            del job
 
 
 class _Job:
@@ -93,6 +75,13 @@ class _Job:
     def _tell(self, how: Callable[[asyncio.Future[Any], Any], None], outcome: Any) -> None:
         with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
             self.loop.call_soon_threadsafe(how, self.answer, outcome)
+
+
+def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job.run()
+        # What was computed is not held until the next job comes.
+        del job
 
 
 def _succeed(answer: asyncio.Future[Any], result: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
@@ -40,24 +40,22 @@ class Queue(Protocol[E]):
         ...
 
 
-class Handed(Generic[E]):
+class _Batch(Generic[E]):
     """Entries on their way through the engine."""
 
-    __slots__ = ("batched", "begun", "entries", "inputs", "parts", "rows", "stacked", "started")
+    __slots__ = ("batched", "entries", "inputs", "parts", "rows", "stacked", "started")
 
-    begun: Awaitable[Tensors] | SlipwayError
-    """The engine's word; an error if it was not even asked."""
     rows: Sequence[E | None]
     inputs: list[Tensors]
     """Of each row."""
     stacked: Tensors
-    batched: float
     started: float
     parts: Sequence[Tensors]
     """Each row's outputs, in the end."""
 
     def __init__(self, entries: list[E]):
         self.entries = entries
+        self.batched = monotonic()
 
 
 class Driver(ABC, Generic[E]):
@@ -93,7 +91,8 @@ class Driver(ABC, Generic[E]):
         self._stopping = False
         # Of a driver that is being stopped, when nothing is left.
         self._idle = asyncio.Event()
-        self._hands_out = False
+        # Not within the call of one who asks, or is told and may ask again.
+        self._may_compute = True
         self._loop = asyncio.get_running_loop()
         self._decision_is_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -206,51 +205,23 @@ class Driver(ABC, Generic[E]):
         whether that is over, and the answers are handed out: then the loop has been kept for long
         enough, and what is next is to be decided in another turn.
         """
-        batch = Handed(entries)
-        _stamp(batch)
-        run = None
+        batch = _Batch(entries)
+        run = error = None
         try:
             self._stack(batch)
-            # Who is handed an answer may ask again, but no batch runs within the other.
-            outputs = None if self._hands_out else self._engine.infer_at_once(batch.stacked)
-            if outputs is None:
-                batch.begun = self._engine.infer(batch.stacked)
-            else:
+            outputs = self._engine.infer_at_once(batch.stacked) if self._may_compute else None
+            if outputs is not None:
                 run = self._cut(batch, outputs)
-        except Exception as error:
-            batch.begun = failure(error)
+        except Exception as raised:
+            error = failure(raised)
         if run is not None:
             finished(run)
             self._hand_out(batch, run)
             return True
-        self._occupy(batch, finished)
-        return False
-
-    def _hand_over(self, entries: list[E]) -> Handed[E]:
-        """Let the engine run a batch when an instance is free; then `_follow` is to be told."""
-        batch = Handed(entries)
-        try:
-            self._stack(batch)
-            batch.begun = self._engine.infer(batch.stacked)
-        except Exception as error:
-            batch.begun = failure(error)
-        return batch
-
-    def _withdrawn(self, batch: Handed[E]) -> bool:
-        """Whether a batch that was handed over is not begun yet, and now never will be."""
-        begun = batch.begun
-        return isinstance(begun, SlipwayError) or self._engine.take_back(begun)
-
-    def _follow(self, batch: Handed[E], finished: Callable[[Run | None], None]) -> None:
-        """As `_start`, for a batch that was handed over before, and begins now."""
-        _stamp(batch)
-        batch.started = batch.batched
-        self._occupy(batch, finished)
-
-    def _occupy(self, batch: Handed[E], finished: Callable[[Run | None], None]) -> None:
-        task = self._loop.create_task(self._occupy_instance(batch, finished))
+        task = self._loop.create_task(self._occupy_instance(batch, error, finished))
         self._runs.add(task)
         task.add_done_callback(self._has_ended)
+        return False
 
     def _has_ended(self, task: asyncio.Task[None]) -> None:
         self._runs.discard(task)
@@ -258,18 +229,20 @@ class Driver(ABC, Generic[E]):
             self._decide_soon()
 
     async def _occupy_instance(
-        self, batch: Handed[E], finished: Callable[[Run | None], None]
+        self,
+        batch: _Batch[E],
+        error: SlipwayError | None,
+        finished: Callable[[Run | None], None],
     ) -> None:
         run = None
-        begun = batch.begun
         try:
-            if not isinstance(begun, SlipwayError):
+            if error is None:
                 try:
-                    run = self._cut(batch, await begun)
-                except Exception as error:
-                    begun = failure(error)
-            if isinstance(begun, SlipwayError):
-                await self._run_apart(batch.entries, begun)
+                    run = await self._run(batch)
+                except Exception as raised:
+                    error = failure(raised)
+            if error is not None:
+                await self._run_apart(batch.entries, error)
         finally:
             finished(run)
         # Before the answers are handed out: those who get them would keep the loop from the
@@ -290,24 +263,28 @@ class Driver(ABC, Generic[E]):
             self._again.pop(entry, None)
             if entry.answer.done():
                 continue
-            alone = Handed([entry])
-            _stamp(alone)
+            alone = _Batch([entry])
             try:
                 self._stack(alone)
-                run = self._cut(alone, await self._engine.infer(alone.stacked))
-            except Exception as error:
-                fail(entry.answer, failure(error))
+                run = await self._run(alone)
+            except Exception as raised:
+                fail(entry.answer, failure(raised))
             else:
                 self._hand_out(alone, run)
 
-    def _stack(self, batch: Handed[E]) -> None:
+    async def _run(self, batch: _Batch[E]) -> Run:
+        return self._cut(batch, await self._engine.infer(batch.stacked))
+
+    def _stack(self, batch: _Batch[E]) -> None:
         """Make of a batch what the engine takes."""
+        for entry in batch.entries:
+            entry.request.stamps.batched = batch.batched
         batch.rows = self._rows(batch.entries)
         batch.inputs = self._inputs(batch.rows)
         batch.stacked = self._layout.stack(batch.inputs)
         batch.started = monotonic()
 
-    def _cut(self, batch: Handed[E], outputs: Tensors) -> Run:
+    def _cut(self, batch: _Batch[E], outputs: Tensors) -> Run:
         """Make of what the engine returned what each row gets, and keep what has to be kept."""
         computed = monotonic()
         counts = [1 if entry is None else entry.rows for entry in batch.rows]
@@ -323,9 +300,9 @@ class Driver(ABC, Generic[E]):
                 trace.batch = told
         return run
 
-    def _hand_out(self, batch: Handed[E], run: Run) -> None:
+    def _hand_out(self, batch: _Batch[E], run: Run) -> None:
         self._on_run(run)
-        self._hands_out = True
+        before, self._may_compute = self._may_compute, False
         try:
             for owner, part in zip(batch.rows, batch.parts, strict=True):
                 if owner is None:
@@ -336,11 +313,4 @@ class Driver(ABC, Generic[E]):
                 if not owner.answer.done():
                     owner.answer.set_result(part)
         finally:
-            self._hands_out = False
-
-
-def _stamp(batch: Handed[E]) -> None:
-    """The wait in the queue is over."""
-    batch.batched = now = monotonic()
-    for entry in batch.entries:
-        entry.request.stamps.batched = now
+            self._may_compute = before

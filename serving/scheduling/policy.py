@@ -16,10 +16,9 @@ Where a `PaddingRule` says so, a request of another length is passed over, but n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Generic, NamedTuple
 
-from serving.config import Batching, TimeoutAction
+from serving.config import Batching
 from serving.scheduling.padding import ORDINARY, Padding, PaddingRule
 from serving.scheduling.returns import Returns
 from serving.scheduling.waiting import T, Waiting
@@ -57,12 +56,6 @@ class BatchPolicy(Generic[T]):
         self._rules = batching or Batching()
         self._returns = returns
         self._preferred = frozenset(self._rules.preferred_batch_sizes)
-        self._is_first_come = not (
-            self._rules.priority_levels
-            or self._rules.default_policy.max_queue_size
-            or self._rules.default_policy.timeout_action is TimeoutAction.DELAY
-            or self._preferred
-        )
         self._waiting = Waiting[T](self._rules)
 
     def __len__(self) -> int:
@@ -98,49 +91,11 @@ class BatchPolicy(Generic[T]):
                 return Decision(expired, batch, now)
         return Decision(expired, [], min(wake_at, waiting.next_expiry()))
 
-    def ahead(self, running: int) -> tuple[list[T], bool]:
-        """Take the batch that is to run next before an instance is free; whether it is full, too.
-
-        If not, nobody is expected to join it: whom the latest run has answered is back, and it will
-        not pay to wait for the `running` requests. It is empty where others may yet go first.
-        """
-        if self._is_first_come and self._waiting:
-            batch, _, is_full, rows = self._gather()
-            returns = self._returns
-            if is_full or (
-                returns is not None
-                and returns.are_back
-                and not returns.will_pay(rows, running, self._rules.max_queue_delay_s)
-            ):
-                self._waiting.take(batch)
-                return batch, is_full
-        return [], False
-
-    def put_back(self, batch: Sequence[T]) -> None:
-        """Let those of a batch that was taken `ahead` wait again."""
-        self._waiting.put_back(batch)
-
     def _form(self, now: float, free_instances: int) -> tuple[list[T], float]:
         """The batch to run now, or none and the time at which there will be one."""
-        batch, preferred, is_full, rows = self._gather()
-        if preferred:
-            return batch[:preferred], now
-        longest_s = self._rules.max_queue_delay_s
-        if is_full or not longest_s:
-            return batch, now
-        oldest = min([ticket.queued_at for ticket in batch])
-        due = oldest + longest_s
-        if self._returns is not None and not self._preferred:
-            # While another instance is free, those who come will not wait for this one.
-            alone = free_instances == 1
-            due = self._returns.wait_until(rows, oldest, now, longest_s) if alone else now
-        return (batch, now) if now >= due else ([], due)
-
-    def _gather(self) -> tuple[list[T], int, bool, int]:
-        """The largest batch of those that wait, how many of it make a preferred size, whether
-        nobody could join it, and its rows."""
         batch: list[T] = []
         rows = preferred = passed_over = 0
+        oldest = math.inf
         complete = False
         padding: Padding | None = None
         for ticket in self._waiting:
@@ -161,7 +116,18 @@ class BatchPolicy(Generic[T]):
                     break
             batch.append(ticket)
             rows += ticket.rows
+            if ticket.queued_at < oldest:
+                oldest = ticket.queued_at
             if rows in self._preferred:
                 preferred = len(batch)
-        is_full = complete or rows >= self._max_rows or not self._merges
-        return batch, preferred, is_full, rows
+        if preferred:
+            return batch[:preferred], now
+        longest_s = self._rules.max_queue_delay_s
+        due = oldest + longest_s
+        if longest_s and self._returns is not None and not self._preferred:
+            # While another instance is free, those who come will not wait for this one.
+            alone = free_instances == 1
+            due = self._returns.wait_until(rows, oldest, now, longest_s) if alone else now
+        if complete or rows >= self._max_rows or not self._merges or now >= due:
+            return batch, now
+        return [], due

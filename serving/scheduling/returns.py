@@ -64,16 +64,6 @@ class Returns:
             self._timed_from = now
             self._timed = self._untimed = requests
 
-    @property
-    def are_back(self) -> bool:
-        """Whether nobody whom the latest run has answered has yet to come."""
-        return self._missing <= 0
-
-    def will_pay(self, rows: int, requests: int, longest_s: float) -> bool:
-        """Whether a batch of so many rows is to wait for those whom a run will have answered."""
-        worth_s = min(self._worth * self._costs.saved(rows), longest_s)
-        return self._first_s + self._each_s * requests <= worth_s
-
     def wait_until(self, rows: int, oldest: float, now: float, longest_s: float) -> float:
         """When a batch of so many rows is to run that could run now, and has waited since `oldest`.
 

@@ -107,15 +107,6 @@ class Waiting(Generic[T]):
             for ticket in tickets:
                 self.discard(ticket)
 
-    def put_back(self, tickets: Sequence[T]) -> None:
-        """Let those wait again, until they expire, that were taken from the front."""
-        for ticket in reversed(tickets):
-            queue = self._levels[ticket.level].on_time
-            queue[ticket] = None
-            queue.move_to_end(ticket, last=False)
-            self._deadlines.add(ticket, ticket.expires_at)
-        self._count += len(tickets)
-
     def clear(self) -> list[T]:
         """Give up on all that wait, and return them."""
         tickets = list(self)

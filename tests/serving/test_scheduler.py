@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from collections import Counter
-from collections.abc import Awaitable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +14,6 @@ from tritonclient.grpc import model_config_pb2
 
 from serving.config import Batching, ModelConfig, QueuePolicy, VersionPolicy
 from serving.engines.base import Engine
-from serving.engines.workers import Workers
 from serving.errors import Expired, InferenceFailed, Overloaded, Unavailable
 from serving.scheduling.batch import BatchLayout
 from serving.scheduling.dynamic import DynamicScheduler
@@ -45,7 +41,6 @@ class Doubler(Engine):
         self._pause_s = pause_s
         self._failing_runs = failing_runs
         self._at_once = at_once
-        self._lock = threading.Lock()
 
     def infer_at_once(self, inputs: Tensors) -> Tensors | None:
         if not self._at_once or (len(self.batches) + 1) % self._at_once:
@@ -63,53 +58,19 @@ class Doubler(Engine):
         return self._end(inputs)
 
     def _begin(self, inputs: Tensors) -> None:
-        with self._lock:
-            self.running += 1
-            self.most_running = max(self.most_running, self.running)
-            self.batches.append(len(inputs["x"]))
-            self.order.extend(inputs["x"][:, 0])
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        self.batches.append(len(inputs["x"]))
+        self.order.extend(inputs["x"][:, 0])
 
     def _end(self, inputs: Tensors) -> Tensors:
-        with self._lock:
-            self.running -= 1
+        self.running -= 1
         if len(self.batches) in self._failing_runs or (inputs["x"] < 0).any():
             raise ValueError("this run fails")
         return {"y": inputs["x"] * 2}
 
     async def close(self) -> None:
         assert self.running == 0
-
-
-class Queueing(Doubler):
-    """Computes on threads of its own."""
-
-    queues = True
-
-    def __init__(
-        self,
-        pause_s: float = 0.0,
-        failing_runs: frozenset[int] = frozenset(),
-        at_once: int = 0,
-        *,
-        instances: int = 1,
-    ):
-        super().__init__(pause_s, failing_runs, at_once)
-        self._workers = Workers(instances, "queueing")
-
-    def infer(self, inputs: Tensors) -> Awaitable[Tensors]:  # type: ignore[override]
-        return self._workers.run(self._compute, inputs)
-
-    def take_back(self, run: Awaitable[Tensors]) -> bool:
-        return self._workers.take_back(run)
-
-    async def close(self) -> None:
-        self._workers.close()
-        await super().close()
-
-    def _compute(self, inputs: Tensors) -> Tensors:
-        self._begin(inputs)
-        time.sleep(self._pause_s)
-        return self._end(inputs)
 
 
 CONFIG = ModelConfig(
@@ -276,8 +237,6 @@ callers = st.builds(
     delay_s=st.sampled_from([0.0, 0.001]),
     max_queue_size=st.sampled_from([0, 5]),
     at_once=st.integers(0, 3),
-    queues=st.booleans(),
-    is_first_come=st.booleans(),
 )
 @settings(max_examples=100, deadline=None)
 def test_every_accepted_request_gets_exactly_one_outcome(
@@ -287,24 +246,15 @@ def test_every_accepted_request_gets_exactly_one_outcome(
     delay_s: float,
     max_queue_size: int,
     at_once: int,
-    queues: bool,
-    is_first_come: bool,
 ) -> None:
-    engine = (
-        Queueing(0.001, failing_runs, at_once, instances=instances)
-        if queues
-        else Doubler(0.001, failing_runs, at_once)
-    )
-    policy = QueuePolicy(max_queue_size=max_queue_size, allow_timeout_override=True)
+    engine = Doubler(pause_s=0.001, failing_runs=failing_runs, at_once=at_once)
     rules = Batching(
         max_queue_delay_s=delay_s,
         preferred_batch_sizes=(4,),
         priority_levels=3,
         default_priority_level=2,
-        default_policy=policy,
+        default_policy=QueuePolicy(max_queue_size=max_queue_size, allow_timeout_override=True),
     )
-    if is_first_come:
-        rules = Batching(max_queue_delay_s=delay_s, default_policy=policy)
 
     async def call(batches: DynamicScheduler, number: int, caller: Caller) -> str:
         sent = request(
@@ -334,7 +284,7 @@ def test_every_accepted_request_gets_exactly_one_outcome(
             outcomes = await asyncio.gather(*tasks)
             await batches.stop()
         assert batches.depth == 0
-        await engine.close()
+        assert engine.running == 0
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return outcomes
 

@@ -73,13 +73,14 @@ async def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
         began.set()
         may_end.wait(10)
 
-    first = workers.run(occupy, 0)
-    second = workers.run(ran.append, 1)
+    first = asyncio.create_task(workers.run(occupy, 0))
+    second = asyncio.create_task(workers.run(ran.append, 1))
     await asyncio.to_thread(began.wait, 10)
     first.cancel()
     second.cancel()
     await asyncio.gather(first, second, return_exceptions=True)
-    third = workers.run(ran.append, 2)
+    third = asyncio.create_task(workers.run(ran.append, 2))
+    await asyncio.sleep(0)
     may_end.set()
     await third
     assert ran == [2]
@@ -95,7 +96,7 @@ async def test_closing_waits_for_what_runs() -> None:
         threading.Event().wait(0.05)
         ended.append(number)
 
-    run = workers.run(slowly, 1)
+    run = asyncio.create_task(workers.run(slowly, 1))
     await asyncio.to_thread(began.wait, 10)
     workers.close()
     assert ended == [1]
