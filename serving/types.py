@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -85,8 +85,7 @@ class Stamps:
     """The front handed the whole answer to the transport."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """One run of an engine: its rows, and when its stages began and ended (see `Stamps`)."""
 
     rows: int
