@@ -314,6 +314,7 @@ async def test_a_stream_is_for_one_row() -> None:
             await anext(scheduler.stream(asked(1, 2), 2))
 
 
+@pytest.mark.alone
 async def test_timeouts_and_deadlines() -> None:
     rules = Batching(default_policy=QueuePolicy(allow_timeout_override=True))
     async with scheduling(Counting(slots=1, step_s=0.005, quantum=10_000), rules) as scheduler:
