@@ -274,6 +274,7 @@ async def test_a_fault_between_two_steps_is_told_to_all() -> None:
     await asyncio.wait_for(scheduler.stop(), 10)
 
 
+@pytest.mark.alone
 async def test_a_slow_reader_holds_up_itself_only() -> None:
     stepper = Counting(slots=1)
     async with scheduling(stepper) as scheduler, aclosing(scheduler.stream(asked(1000), 1)) as slow:
