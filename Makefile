@@ -21,9 +21,12 @@ demo: .venv/serve
 serve: .venv/serve
 	$(BIN)/slipway serve --model-repository model_repo
 
-# Threads that spin while they wait starve one another when the cores are busy with other work.
+# A file of tests on each processor, with one thread of torch; then those that must be alone.
+test: export OMP_NUM_THREADS = 1
 test: .venv/develop .venv/browser
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	    -m 'not alone'; together=$$?; \
+	$(BIN)/pytest -m alone $$(grep -rl --include='*.py' mark.alone tests) && exit $$together
 
 # ARGS are options of loadtests/run.py, such as ARGS='--front v2_grpc --baseline earlier.json'.
 loadtest: .venv/loadtest

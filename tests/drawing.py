@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ class _Network(torch.nn.Module):
         return self.unet(sample, timestep, class_labels=class_labels).sample
 
 
-def unet(*, classes: int | None, channels: int = 1) -> Any:
+def unet(*, classes: int | None) -> Any:
     torch.manual_seed(0)
     # diffusers does not annotate it.
     make: Any = UNet2DModel
     model = make(
         sample_size=SIZE,
-        in_channels=channels,
-        out_channels=channels,
+        in_channels=1,
+        out_channels=1,
         block_out_channels=(16, 32),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
@@ -46,29 +47,31 @@ def unet(*, classes: int | None, channels: int = 1) -> Any:
     return model.eval()
 
 
-def write_unet(model: Any, directory: Path) -> None:
-    channels = model.config.in_channels
+@cache
+def _traced(has_classes: bool) -> tuple[Any, onnx.ModelProto]:
+    """The network of a painter, and its graph: always the same, and long to trace."""
+    model = unet(classes=len(CLASSES) + 1 if has_classes else None)
     inputs = {
-        "sample": torch.randn(2, channels, SIZE, SIZE),
+        "sample": torch.randn(2, model.config.in_channels, SIZE, SIZE),
         "timestep": torch.tensor([3.0, 500.0]),
     }
-    if model.config.num_class_embeds is not None:
+    if has_classes:
         inputs["class_labels"] = torch.tensor([0, 1])
     batch = Dim("batch")
     graph = trace(
         _Network(model), inputs, list(inputs), ["model_output"], {n: {0: batch} for n in inputs}
     )
-    directory.mkdir(parents=True, exist_ok=True)
-    onnx.save(graph, directory / UNET_FILE)
+    return model, graph
 
 
 def write_painter(
     repository: Path, name: str, *, has_classes: bool, noise: NoiseSchedule, settings: str = ""
 ) -> Any:
     """A model of pixels; returns its network."""
-    model = unet(classes=len(CLASSES) + 1 if has_classes else None)
+    model, graph = _traced(has_classes)
     directory = repository / name / "1"
-    write_unet(model, directory)
+    directory.mkdir(parents=True)
+    onnx.save(graph, directory / UNET_FILE)
     DiffusionSettings(
         noise=noise,
         sample=Sample(channels=1, height=SIZE, width=SIZE),

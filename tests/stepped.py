@@ -24,6 +24,9 @@ from training.graphs.export import export_generation
 
 LONGEST = 128
 
+_exported: dict[str, dict[str, bytes]] = {}
+"""By task the files of a version of its model: always the same, and long to trace."""
+
 
 def marian(vocabulary: int, *, eos: int, pad: int, seed: int = 0) -> Any:
     torch.manual_seed(seed)
@@ -110,7 +113,12 @@ def _write(
     model.generation_config = GenerationConfig.from_model_config(model.config)
     model.save_pretrained(checkpoint)
     version = repository / name / "1"
-    export_generation(checkpoint, version)
+    if task not in _exported:
+        export_generation(checkpoint, version)
+        _exported[task] = {path.name: path.read_bytes() for path in version.iterdir()}
+    version.mkdir(parents=True, exist_ok=True)
+    for file, content in _exported[task].items():
+        (version / file).write_bytes(content)
     (repository / name / "config.pbtxt").write_text(
         f"""
 backend: "python"

@@ -35,6 +35,8 @@ ROOT = Path(__file__).parent.parent
 BROWSERS = (str(ROOT / ".venv/opt/chromium/chromium"), "chromium-headless-shell", "chromium")
 STALL_S = 2.0
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def shipped() -> Iterator[RunningServer]:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,24 @@ def connect(server: RunningServer, protocol: str) -> Any:
 
 @pytest.fixture
 def explicit(tmp_path: Path) -> Iterator[tuple[Path, RunningServer]]:
-    write_adder(tmp_path)
-    write_adder(tmp_path, "other")
-    with serving(tmp_path, *EXPLICIT, "--load-model", "adder") as server:
+    with controlled(tmp_path) as server:
         yield tmp_path, server
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, RunningServer]]:
+    """The same, for all tests of what must change nothing."""
+    path = tmp_path_factory.mktemp("unchanged")
+    with controlled(path) as server:
+        yield path, server
+
+
+@contextmanager
+def controlled(repository: Path) -> Iterator[RunningServer]:
+    write_adder(repository)
+    write_adder(repository, "other")
+    with serving(repository, *EXPLICIT, "--load-model", "adder") as server:
+        yield server
 
 
 def test_explicit_control(explicit: tuple[Path, RunningServer], protocol: str) -> None:
@@ -138,8 +153,8 @@ def test_a_model_that_was_never_loaded_has_a_name_only(
 
 
 @pytest.mark.parametrize("name", ["..", "%20", "..%2Fadder", "a%00b", "%2Fetc"])
-def test_names_that_are_none(explicit: tuple[Path, RunningServer], name: str) -> None:
-    path, server = explicit
+def test_names_that_are_none(unchanged: tuple[Path, RunningServer], name: str) -> None:
+    path, server = unchanged
     status, text = post(server, f"/v2/repository/models/{name}/load")
     assert status in (400, 404)
     assert str(path) not in text
@@ -200,9 +215,9 @@ BAD_OVERRIDES: dict[str, tuple[dict[str, str], str]] = {
 
 @pytest.mark.parametrize("case", BAD_OVERRIDES)
 def test_bad_overrides_leave_what_is_served(
-    explicit: tuple[Path, RunningServer], case: str
+    unchanged: tuple[Path, RunningServer], case: str
 ) -> None:
-    path, server = explicit
+    path, server = unchanged
     parameters, told = BAD_OVERRIDES[case]
     status, text = post(server, "/v2/repository/models/adder/load", {"parameters": parameters})
     assert status >= 400
@@ -231,24 +246,25 @@ def test_a_broken_new_version_leaves_the_old_one_serving(
     assert index(server)["adder", "1"]["state"] == "READY"
 
 
-@pytest.mark.parametrize(
-    ("policy", "served"),
-    [
-        ("", ["4"]),
-        ("version_policy { latest { num_versions: 2 } }", ["2", "4"]),
-        ("version_policy { all { } }", ["1", "2", "4"]),
-        ("version_policy { specific { versions: [1, 2] } }", ["1", "2"]),
-    ],
-)
-def test_version_policies(tmp_path: Path, policy: str, served: list[str]) -> None:
-    write_adder(tmp_path, "adder", 1, 2, 4, extra=policy)
-    for ignored in ("03", "v5", "-6"):
-        (tmp_path / "adder" / ignored).mkdir()
+def test_version_policies(tmp_path: Path) -> None:
+    policies = {
+        "": ["4"],
+        "version_policy { latest { num_versions: 2 } }": ["2", "4"],
+        "version_policy { all { } }": ["1", "2", "4"],
+        "version_policy { specific { versions: [1, 2] } }": ["1", "2"],
+    }
+    names = {policy: f"adder-{number}" for number, policy in enumerate(policies)}
+    for policy, name in names.items():
+        write_adder(tmp_path, name, 1, 2, 4, extra=policy)
+        for ignored in ("03", "v5", "-6"):
+            (tmp_path / name / ignored).mkdir()
     with serving(tmp_path) as server, connect(server, "grpc") as client:
-        assert list(client.get_model_metadata("adder").versions) == served
-        assert ask(client)[1] == served[-1]
-        for version in served:
-            assert ask(client, version=version) == (float(version), version)
+        for policy, served in policies.items():
+            name = names[policy]
+            assert list(client.get_model_metadata(name).versions) == served
+            assert ask(client, name)[1] == served[-1]
+            for version in served:
+                assert ask(client, name, version) == (float(version), version)
 
 
 def test_several_repositories(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from tests.support import (
     write_fake,
 )
 
+pytestmark = pytest.mark.alone
+
 WAITS = """dynamic_batching {
   preferred_batch_size: 2
   max_queue_delay_microseconds: 3000000

@@ -274,6 +274,7 @@ async def test_a_fault_between_two_steps_is_told_to_all() -> None:
     await asyncio.wait_for(scheduler.stop(), 10)
 
 
+@pytest.mark.alone
 async def test_a_slow_reader_holds_up_itself_only() -> None:
     stepper = Counting(slots=1)
     async with scheduling(stepper) as scheduler, aclosing(scheduler.stream(asked(1000), 1)) as slow:
@@ -314,6 +315,7 @@ async def test_a_stream_is_for_one_row() -> None:
             await anext(scheduler.stream(asked(1, 2), 2))
 
 
+@pytest.mark.alone
 async def test_timeouts_and_deadlines() -> None:
     rules = Batching(default_policy=QueuePolicy(allow_timeout_override=True))
     async with scheduling(Counting(slots=1, step_s=0.005, quantum=10_000), rules) as scheduler:

@@ -35,6 +35,7 @@ from tests.support import config, write_config, write_model
 COMMENTED = """
 # Of the night shift.
 dynamic_batching {  # batches
+  preferred_batch_size: 4
   max_queue_delay_microseconds: 20000  # far too long
   default_queue_policy { max_queue_size: 512 }
 }
@@ -88,7 +89,7 @@ def test_writes_the_tuned_fields_and_nothing_else(tmp_path: Path) -> None:
     assert " ".join(header.split()) == (
         "instances threads batches delay µs 1: rows/s p50 ms p99 ms 3: rows/s p50 ms p99 ms"
     )
-    assert re.match(r" +3 +auto +any +20000 ", today)
+    assert re.match(r" +3 +auto +4 +20000 ", today)
     assert today.endswith("  today")
     assert sum(line.endswith("chosen") for line in others) == 1
     assert "\n--- today\n+++ best\n" in shown.stdout
@@ -97,7 +98,7 @@ def test_writes_the_tuned_fields_and_nothing_else(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     after = path.read_text()
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    # Three callers make no batch of four, so each waits for 20 ms, and nothing is as slow.
+    # Three callers make no batch of four, so each waits for 20 ms, and others are faster.
     assert results["chosen"] != results["today"]
     assert setting_of(parse(after)) == Setting(
         **{**results["chosen"], "batches": tuple(results["chosen"]["batches"])}

@@ -292,7 +292,7 @@ def settings_of(directory: Path, **generation: Any) -> dict[str, Any]:
 
 
 def test_settings_of_a_translator(tmp_path: Path) -> None:
-    checkpoints.marian(tmp_path)
+    checkpoints.marian(tmp_path, encoder_layers=1, decoder_layers=1)
     settings = settings_of(
         tmp_path,
         bad_words_ids=[[checkpoints.PAD]],
@@ -335,7 +335,7 @@ def test_settings_of_a_translator(tmp_path: Path) -> None:
 
 
 def test_settings_of_a_language_model(tmp_path: Path) -> None:
-    checkpoints.gpt2(tmp_path)
+    checkpoints.gpt2(tmp_path, n_layer=1)
     settings = settings_of(
         tmp_path, max_length=40, do_sample=True, top_p=0.9, eos_token_id=[0, 5], suppress_tokens=[7]
     )

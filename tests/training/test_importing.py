@@ -99,8 +99,8 @@ def test_a_translator_becomes_a_version(translator: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "make",
     [
-        lambda directory: checkpoints.gpt2(directory, seed=1),
-        lambda directory: checkpoints.llama(directory, seed=2),
+        lambda directory: checkpoints.gpt2(directory, seed=1, n_layer=1),
+        lambda directory: checkpoints.llama(directory, seed=2, num_hidden_layers=1),
         lambda directory: checkpoints.llama(directory, seed=3, num_key_value_heads=4),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,18 @@ def letters(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return directory
 
 
+@pytest.fixture(scope="module")
+def served(
+    letters: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunningServer, Path]]:
+    """A server of what is made of it, and the repository."""
+    repository = tmp_path_factory.mktemp("repository")
+    result = slipway_import(letters, "--model-repository", repository)
+    assert result.exit_code == 0, result.exc_info
+    with serving(repository) as server:
+        yield server, repository
+
+
 def waveforms() -> list[npt.NDArray[np.float32]]:
     lengths = np.random.default_rng(3).integers(400, 2 * RATE_HZ, 20).tolist()
     return clips([400, *lengths], RATE_HZ)
@@ -71,46 +83,46 @@ def infer(server: RunningServer, waveform: npt.NDArray[np.float32]) -> dict[str,
         return {name: result.as_numpy(name) for name in ("logits", "frames")}
 
 
-def test_a_ctc_checkpoint_is_served_as_it_computes(letters: Path, tmp_path: Path) -> None:
-    result = slipway_import(letters, "--model-repository", tmp_path)
-    assert result.exit_code == 0, result.exc_info
-    report = ParityReport.load(tmp_path / "letters" / "1" / "parity.json")
+def test_a_ctc_checkpoint_is_served_as_it_computes(
+    letters: Path, served: tuple[RunningServer, Path]
+) -> None:
+    server, repository = served
+    report = ParityReport.load(repository / "letters" / "1" / "parity.json")
     assert report.passed
-    assert read_config(tmp_path / "letters").backend == "onnxruntime"
+    assert read_config(repository / "letters").backend == "onnxruntime"
     recordings = waveforms()
     expected = [log_probs(letters, waveform) for waveform in recordings]
-    with serving(tmp_path) as server, ThreadPoolExecutor(16) as threads:
+    with ThreadPoolExecutor(16) as threads:
         alone = [infer(server, waveform) for waveform in recordings]
         together = list(threads.map(lambda waveform: infer(server, waveform), recordings))
         for answers in (alone, together):
             for answer, rows in zip(answers, expected, strict=True):
                 assert answer["frames"].tolist() == [[len(rows)]]
                 np.testing.assert_allclose(answer["logits"][0, : len(rows)], rows, atol=1e-4)
-        tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(letters)
-        # 16 bits are what a WAV file has.
-        heard = (recordings[1] * 32767).astype(np.int16)
-        rows = log_probs(letters, np.divide(heard, 32768, dtype=np.float32))
-        text = re.sub("<.*?>", "", tokenizer.decode(rows.argmax(axis=1)))
-        status, body = call(server.http_port, "POST", "/models/letters", encoded(heard))
-        answer = json.loads(body)
-        assert (status, answer["text"]) == (200, " ".join(text.split()))
-        assert answer["text"]
-        assert [chunk["text"] for chunk in answer["chunks"]] == text.split()
-        client = OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0)
-        transcript = client.audio.transcriptions.create(
-            file=("recording.wav", encoded(heard)), model="letters"
-        )
-        assert transcript.text == answer["text"]
+    tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(letters)
+    # 16 bits are what a WAV file has.
+    heard = (recordings[1] * 32767).astype(np.int16)
+    rows = log_probs(letters, np.divide(heard, 32768, dtype=np.float32))
+    text = re.sub("<.*?>", "", tokenizer.decode(rows.argmax(axis=1)))
+    status, body = call(server.http_port, "POST", "/models/letters", encoded(heard))
+    answer = json.loads(body)
+    assert (status, answer["text"]) == (200, " ".join(text.split()))
+    assert answer["text"]
+    assert [chunk["text"] for chunk in answer["chunks"]] == text.split()
+    client = OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0)
+    transcript = client.audio.transcriptions.create(
+        file=("recording.wav", encoded(heard)), model="letters"
+    )
+    assert transcript.text == answer["text"]
 
 
-def test_a_recording_shorter_than_one_frame_needs_is_heard(tmp_path: Path) -> None:
-    checkpoints.wav2vec2(tmp_path / "letters")
-    slipway_import(tmp_path / "letters", "--model-repository", tmp_path / "repository")
-    with serving(tmp_path / "repository") as server:
-        for samples in (1, 200, 399):
-            answer = infer(server, np.full(samples, 0.1, np.float32))
-            assert answer["frames"].tolist() == [[1]]
-            assert np.isfinite(answer["logits"]).all()
+def test_a_recording_shorter_than_one_frame_needs_is_heard(
+    served: tuple[RunningServer, Path],
+) -> None:
+    for samples in (1, 200, 399):
+        answer = infer(served[0], np.full(samples, 0.1, np.float32))
+        assert answer["frames"].tolist() == [[1]]
+        assert np.isfinite(answer["logits"]).all()
 
 
 def adapter(checkpoint: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_training_is_scraped_while_it_runs(tmp_path: Path) -> None:
         return scrapes[-1]["slipway_training_epoch",] >= 2
 
     with endless_training(run.path, port):
-        await_true(has_validated, within_s=60)
+        await_true(has_validated, within_s=180)
     last = scrapes[-1]
     with run.metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
