@@ -15,7 +15,7 @@ MOST_ARRAYS = 64
 """Of a request that is taken apart."""
 
 _KEY = b'"data"'
-_FROM, _TO = b"[", b"]"
+_FROM, _TO, _QUOTE = b"[", b"]", b'"'
 
 
 def cut(body: bytes) -> tuple[list[bytes], list[bytes]]:
@@ -40,6 +40,9 @@ def cut(body: bytes) -> tuple[list[bytes], list[bytes]]:
                 end = body.find(closing, end) + len(closing)
                 if end < len(closing):
                     return [body], []
+        if body.find(_QUOTE, start, end) > 0:
+            # Of strings, which may have brackets, or more than one array.
+            return [body], []
         pieces.append(body[at:start])
         arrays.append(body[start:end])
         at = end
@@ -52,6 +55,8 @@ def without_data(pieces: Sequence[bytes]) -> dict[str, Any] | None:
     """The document that is cut into these pieces, if what was cut out is the data of all its
     inputs, one array each. None if it is not, or may be not."""
     text = b"".join(b"[%d]%b" % numbered for numbered in enumerate(pieces))
+    if b"\\" in text:
+        return None  # A key may be written in another way, and have an array that was not cut.
     try:
         # No array was cut before the first piece.
         document: dict[str, Any] = orjson.loads(text.removeprefix(b"[0]"))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import orjson
 
 from serving.errors import InvalidRequest, Malformed, RequestError
-from serving.fronts.asgi import (
-    JSON,
-    Headers,
-)
+from serving.fronts.asgi import JSON, Headers
 from serving.fronts.json_body import (
     as_list,
     as_object,
@@ -68,23 +66,34 @@ def parse_infer(
     """
     if header_length == b"0":
         return _raw_call(model, version, body)
-    view = memoryview(body)
     json_length = len(body) if header_length is None else _length(header_length, len(body))
-    document, arrays = _read(body) if header_length is None else (None, [])
-    if document is None:
-        document = parse_object(view[:json_length])
+    if header_length is None and len(body) >= _MANY_BYTES:
+        pieces, arrays = cut(body)
+        if (document := without_data(pieces)) is not None:
+            with suppress(RequestError):
+                return _call(model, version, document, arrays, body[:0], shared_memory)
+            # What is wrong is told of the whole.
+    view = memoryview(body)
+    document = parse_object(view[:json_length])
+    return _call(model, version, document, [], view[json_length:], shared_memory)
+
+
+def _call(
+    model: Model,
+    version: str,
+    document: Mapping[str, Any],
+    arrays: Sequence[bytes],
+    raw: Buffer,
+    shared_memory: SharedMemory,
+) -> InferCall:
+    """What a document asks for whose inputs' data are these arrays, if there are any, and whose
+    raw tensors come behind it."""
     wishes = _wishes(document)
-    try:
-        inputs = _inputs(document, arrays, view[json_length:], shared_memory)
-    except RequestError:
-        if arrays:
-            parse_object(body)  # What is no JSON comes first, and names its place in the whole.
-        raise
     request = InferRequest(
         model_name=model.config.name,
         model_version=version,
         id=optional("the request", document, "id", ""),
-        inputs=inputs,
+        inputs=_inputs(document, arrays, raw, shared_memory),
         outputs=tuple(wishes),
     )
     call = InferCall(request, wishes)
@@ -170,16 +179,6 @@ def _length(header: bytes, body_length: int) -> int:
     return length
 
 
-def _read(body: bytes) -> tuple[dict[str, Any] | None, list[bytes]]:
-    """The document without its inputs' data, and the text of each, if there is so much of it that
-    this is worth it, and it is so simple."""
-    if len(body) < _MANY_BYTES:
-        return None, []
-    pieces, arrays = cut(body)
-    document = without_data(pieces)
-    return document, [] if document is None else arrays
-
-
 def _listed(
     name: str, datatype: str, shape: tuple[int, ...], data: object, text: bytes | None
 ) -> Array:
@@ -207,7 +206,7 @@ def _wishes(document: Mapping[str, Any]) -> dict[str, OutputWish]:
 def _inputs(
     document: Mapping[str, Any],
     arrays: Sequence[bytes],
-    raw: memoryview,
+    raw: Buffer,
     shared_memory: SharedMemory,
 ) -> Tensors:
     inputs: Tensors = {}

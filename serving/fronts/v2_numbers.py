@@ -74,7 +74,7 @@ def is_nested_as(shape: tuple[int, ...], text: bytes) -> bool:
         return False
     nested = b""
     for size in reversed(shape):
-        nested = b"[%b]" % b",".join([nested] * size)
+        nested = b"[" + (nested + b",") * (size - 1) + nested + b"]" if size else b"[]"
     return text.translate(None, _OF_NUMBERS) == nested
 
 

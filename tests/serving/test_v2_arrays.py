@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -86,13 +87,35 @@ def bodies(draw: st.DrawFn) -> bytes:
         fields.append(("id", draw(st.sampled_from(["a", '"data"[', '"data":[1]']))))
     if draw(st.integers(0, 5)) == 0:
         fields.append(("data", [1]))
-    style: dict[str, Any] = draw(st.sampled_from([{}, {"separators": (",", ":")}, {"indent": 1}]))
-    body = json.dumps(dict(draw(st.permutations(fields))), **style).encode()
+    document = dict(draw(st.permutations(fields)))
+    if draw(st.booleans()):
+        body = spaced(document, draw(st.randoms())).encode()
+    else:
+        style: dict[str, Any] = draw(st.sampled_from([{}, {"separators": (",", ":")}]))
+        body = json.dumps(document, **style).encode()
+    if draw(st.integers(0, 9)) == 0:
+        body = body.replace(b'"data"', b'"d\\u0061ta"', 1)
     if draw(st.integers(0, 4)) == 0:
         at = draw(st.integers(0, len(body) - 1))
         other = draw(st.sampled_from([b"", b"[", b"]", b",", b"1", b'"']))
         body = body[:at] + other + body[at + 1 :]
     return body
+
+
+def spaced(value: Any, random: Random) -> str:
+    """JSON with a space or a line after some brackets and commas, and not after others."""
+    is_lined = random.random() < 0.5
+
+    def pause() -> str:
+        return random.choice(["", "", " ", "\n"]) if is_lined else ""
+
+    if isinstance(value, dict):
+        pairs = (f"{json.dumps(key)}:{spaced(item, random)}" for key, item in value.items())
+        return "{" + ",".join(pause() + pair for pair in pairs) + pause() + "}"
+    if isinstance(value, list):
+        items = (spaced(item, random) for item in value)
+        return "[" + ",".join(pause() + item for item in items) + pause() + "]"
+    return json.dumps(value)
 
 
 def said(body: bytes, least_bytes: int, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -155,8 +178,9 @@ def test_several_and_nested_arrays_are_known() -> None:
         patterns.learn(MODEL, body, None, call)
 
 
-def test_many_numbers_make_few_objects() -> None:
-    rows = np.linspace(0, 1, 40_000).reshape(200, 200).round(4)
+@pytest.mark.parametrize("shape", [(2, 100_000), (1000, 200), (100_000, 2)])
+def test_many_numbers_make_few_objects(shape: tuple[int, int]) -> None:
+    rows = np.linspace(0, 1, 200_000).reshape(shape).round(4)
     body = body_of(x=rows.tolist(), y=rows[:1].tolist())
     parse_infer(MODEL, "", body, None, MEMORY)
     tracemalloc.start()
@@ -182,6 +206,28 @@ def test_no_more_arrays_are_cut_than_anybody_sends() -> None:
         assert len(arrays) == (count if are_cut else 0)
         assert len(pieces) == len(arrays) + 1
         assert without_data(pieces) is None
+
+
+def test_a_text_with_a_bracket_stands_before_rows() -> None:
+    rows = np.arange(4000).reshape(4, 1000).tolist()
+    inputs = [
+        {"name": "p", "datatype": "BYTES", "shape": [1], "data": ["[INST] " + "hello " * 800]},
+        {"name": "x", "datatype": "FP32", "shape": [4, 1000], "data": rows},
+    ]
+    body = json.dumps({"inputs": inputs}).encode()
+    request = parse_infer(MODEL, "", body, None, MEMORY).request
+    assert request.inputs["p"].item().startswith(b"[INST] hello")
+    assert request.inputs["x"].tolist() == rows
+
+
+def test_a_key_that_is_written_with_an_escape_is_found_nevertheless() -> None:
+    patterns = Patterns()
+    tensor = b'{"name":"x","datatype":"FP32","shape":[1,1],"d\\u0061ta":[1]}'
+    body = b'{"data":[9],"inputs":[%b]}' % tensor
+    for _ in range(2):
+        call = patterns.call(MODEL, "", body, None) or parse_infer(MODEL, "", body, None, MEMORY)
+        patterns.learn(MODEL, body, None, call)
+        assert call.request.inputs["x"].tolist() == [[1.0]]
 
 
 @pytest.mark.parametrize("shape", [(2**31, 2**31), (2**20,) + (1,) * 20, (0, 5), (5, 0), ()])
