@@ -194,7 +194,7 @@ class Driver(ABC, Generic[E]):
 
     def _expire_again(self, now: float) -> float:
         for entry in [entry for entry in self._again if entry.expires_at <= now]:
-            del self._again[entry]
+            self._again.pop(entry, None)  # Who was told may have asked again, and come here.
             fail(entry.answer, expired())
         return min((entry.expires_at for entry in self._again), default=math.inf)
 

@@ -65,8 +65,10 @@ class DynamicScheduler(Driver[_Entry]):
                 raise
             # Those of this turn only seem to wait: nobody has looked for an instance for them yet.
             before, self._may_compute = self._may_compute, False
-            self._decide()
-            self._may_compute = before
+            try:
+                self._decide()
+            finally:
+                self._may_compute = before
             self._policy.add(entry, now)
         return entry
 
@@ -76,11 +78,13 @@ class DynamicScheduler(Driver[_Entry]):
     def _act(self, now: float) -> float:
         while True:
             decision = self._policy.decide(now, free_instances=self._free_instances)
+            if decision.batch:
+                # Before anybody is told, who may ask again at once.
+                self._free_instances -= 1
             for entry in decision.expired:
                 fail(entry.answer, expired())
             if not decision.batch:
                 return decision.wake_at
-            self._free_instances -= 1
             if self._start(decision.batch, partial(self._finish, len(decision.batch))):
                 if len(self._policy):
                     self._decide_soon()

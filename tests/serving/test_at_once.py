@@ -35,6 +35,7 @@ class Told(Answer[Tensors]):
     def set_exception(self, error: Exception) -> None:
         assert self.outcome is None
         self.outcome = type(error)
+        self._then()
 
 
 async def turns(count: int) -> None:
@@ -142,3 +143,57 @@ async def test_what_waits_for_a_busy_instance_and_what_does_not() -> None:
     assert engine.order == list(range(8))
     assert engine.most_running == 1
     await batches.stop()
+
+
+@pytest.mark.parametrize("at_once", [0, 1])
+async def test_who_is_told_that_it_is_too_late_may_ask_again_at_once(at_once: int) -> None:
+    engine = Doubler(pause_s=0.01, at_once=at_once)
+    rules = Batching(default_policy=QueuePolicy(max_queue_size=2, allow_timeout_override=True))
+    batches = scheduler(engine, rules, max_rows=1)
+    asked: list[Told] = []
+
+    def ask(value: int) -> None:
+        answer = Told()
+        with suppress(Overloaded):
+            batches.submit(request(value), 1, answer)
+            asked.append(answer)
+
+    def ask_again() -> None:
+        for value in range(4):
+            ask(value)
+
+    late, early = Told(ask_again), Told()
+    batches.submit(request(2, timeout_s=1e-9), 1, late)
+    batches.submit(request(3), 1, early)
+    for value in range(20):
+        await turns(1)
+        ask(value)
+    assert batches.depth <= 2
+    await batches.stop()
+    assert (late.outcome, early.outcome) == (Expired, [6.0])
+    assert all(isinstance(answer.outcome, list) for answer in asked)
+    assert engine.most_running <= 1
+
+
+async def test_who_expires_before_it_runs_again_may_ask_again_at_once() -> None:
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    engine = Doubler(pause_s=0.03)
+    rules = Batching(default_policy=QueuePolicy(max_queue_size=3, allow_timeout_override=True))
+    batches = scheduler(engine, rules, max_rows=4, instances=2)
+
+    def ask_again() -> None:
+        for value in range(6):
+            with suppress(Overloaded):
+                batches.submit(request(value), 1, Told())
+
+    # The batch fails, and is run again one by one; two expire while the first is.
+    bad, second, third = Told(), Told(ask_again), Told()
+    batches.submit(request(-1), 1, bad)
+    batches.submit(request(2, timeout_s=0.045), 1, second)
+    batches.submit(request(3, timeout_s=0.045), 1, third)
+    await asyncio.sleep(0.2)
+    await asyncio.wait_for(batches.stop(), 5)
+    assert bad.outcome is InferenceFailed
+    assert (second.outcome, third.outcome) == (Expired, Expired)
+    assert faults == []
