@@ -57,7 +57,7 @@ _REASONS = {
 """Why a request was not served though nothing failed, by the code of its error."""
 
 
-_Ended = tuple[InferRequest, str, Outcome, str, ModelMetrics | None]
+_Told = tuple[InferRequest, str, Outcome, str, ModelMetrics | None]
 """A request that has its outcome: the version that it was for, why it was refused, and, if a model
 had it, that one's totals."""
 
@@ -86,13 +86,13 @@ class Ledger:
     def not_found(self, request: InferRequest) -> None:
         """There is no model for a request that came."""
         self._metrics.unresolved += 1
-        self._ended((request, "", Outcome.INVALID, _REASONS[NotFound.code], None))
+        self._tell_later((request, "", Outcome.INVALID, _REASONS[NotFound.code], None))
 
     def invalid(self, request: InferRequest, loaded: Loaded, error: RequestError) -> None:
         """A request that came has no form that a model could infer."""
         reason = self._reason(error)
         loaded.metrics.ended(Outcome.INVALID, request.stamps, request.front, reason)
-        self._ended((request, loaded.model.version, Outcome.INVALID, reason, None))
+        self._tell_later((request, loaded.model.version, Outcome.INVALID, reason, None))
 
     def ended(self, held: Held, error: BaseException | None) -> None:
         """A request has its outcome, for which a model was held."""
@@ -109,7 +109,7 @@ class Ledger:
                 self._are_done.set()
         metrics = loaded.metrics
         metrics.ended(outcome, request.stamps, request.front, reason)
-        self._ended((request, loaded.model.version, outcome, reason, metrics))
+        self._tell_later((request, loaded.model.version, outcome, reason, metrics))
 
     def sent(self, call: Call) -> None:
         """A front is done with a call: its answer is sent, or nobody is there to take it."""
@@ -127,18 +127,18 @@ class Ledger:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._are_done.wait(), grace_s)
 
-    def _ended(self, ended: _Ended) -> None:
-        """Tell of a request when its answer is sent; now, if the call goes on without it."""
-        call = ended[0].call
+    def _tell_later(self, told: _Told) -> None:
+        """When the answer is sent; now, if the call goes on without it."""
+        call = told[0].call
         if call is None:
-            self._tell(ended)
+            self._tell(told)
             return
         if call.unsent is not None:
             self._tell(call.unsent)
-        call.unsent = ended
+        call.unsent = told
 
-    def _tell(self, ended: _Ended) -> None:
-        request, version, outcome, reason, metrics = ended
+    def _tell(self, told: _Told) -> None:
+        request, version, outcome, reason, metrics = told
         call, stamps, trace = request.call, request.stamps, request.trace
         if call is not None:
             stamps.sent = call.sent

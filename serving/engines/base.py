@@ -13,7 +13,7 @@ class Engine(Protocol):
 
     Threads are the engine's private matter: `infer` may be awaited as many times at once as the
     model has instances, and must leave the event loop free while it computes. `infer_at_once` is
-    asked first, and counts as one of these.
+    asked before it where the loop may compute, and counts as one of these.
     """
 
     inputs: Sequence[TensorSpec]

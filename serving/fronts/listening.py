@@ -1,4 +1,4 @@
-"""Ports."""
+"""Ports, and how many may come to them."""
 
 from __future__ import annotations
 

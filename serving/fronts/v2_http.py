@@ -127,6 +127,7 @@ class _Asked(Asked):
             coding = _coding(self._caller)
             if coding is not None:
                 if not _are_small(parts):
+                    # Kept, for the loop does not.
                     self._packing = asyncio.create_task(self._pack(coding, parts, headers))
                     return
                 parts, headers = _packed(coding, parts, headers)
@@ -139,7 +140,12 @@ class _Asked(Asked):
         self._reply(self._route.refusal(error, self._caller))
 
     async def _pack(self, coding: str, parts: list[Buffer], headers: Headers) -> None:
-        self._reply((200, *await asyncio.to_thread(_packed, coding, parts, headers)))
+        try:
+            parts, headers = await asyncio.to_thread(_packed, coding, parts, headers)
+        except Exception as error:
+            self.failed(error)
+        else:
+            self._reply((200, parts, headers))
 
 
 def _coding(caller: HttpCall) -> str | None:

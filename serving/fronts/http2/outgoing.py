@@ -75,7 +75,7 @@ class Outgoing(asyncio.Protocol):
     def owe(self, size: int) -> None:
         """So many bytes more are owed; or fewer, if it is less than 0."""
         self.owed += size
-        if not self._held_back or self._lets_go:
+        if not self._held_back or self._lets_go or self.is_ending:
             return
         # Who proceeds may have its answer at once, and come here before the next is told.
         self._lets_go = True
