@@ -93,18 +93,21 @@ class Patterns:
             or any(wish.region or wish.classification for wish in call.wishes.values())
         ):
             return
-        inputs: _Raw | _Json | None
+        sent = request.inputs
         try:
-            if header_bytes is not None:
-                text = body[:header_bytes]
-                inputs = _Raw.of(request, model, len(body), header_bytes)
-            else:
-                pieces, _ = cut(body)
-                text = _text(pieces)
-                inputs = _Json.of(request, model, pieces)
             rows = model.rows(request)
         except RequestError:
             return  # of which the caller will hear
+        # In the order of the text, and in the model's.
+        order = list(request.inputs)
+        inputs: _Raw | _Json | None
+        if header_bytes is not None:
+            text = body[:header_bytes]
+            inputs = _Raw.of(sent, order, len(body), header_bytes)
+        else:
+            pieces, _ = cut(body)
+            text = _text(pieces)
+            inputs = _Json.of(sent, order, pieces)
         if inputs is None or not 0 < len(text) <= MAX_TEXT_BYTES:
             return
         known = self._json if header_bytes is None else self._binary
@@ -123,26 +126,28 @@ class Patterns:
         )
 
 
+_Place = tuple[tuple[int, ...], np.dtype[np.generic], int]
+"""A tensor's shape and type, and where in the body it begins."""
+
+
 class _Raw:
     """Tensors one after the other, as bytes behind a header."""
 
-    def __init__(self, inputs: Tensors, header_bytes: int):
-        self._places: dict[str, tuple[tuple[int, ...], np.dtype[np.generic], int]] = {}
-        self._end = header_bytes
-        for name, tensor in inputs.items():
-            self._places[name] = tensor.shape, tensor.dtype, self._end
-            self._end += tensor.nbytes
+    def __init__(self, places: Mapping[str, _Place], end: int):
+        self._places = places
+        self._end = end
 
     @classmethod
     def of(
-        cls, request: InferRequest, model: Model, body_bytes: int, header_bytes: int
+        cls, sent: Tensors, order: Sequence[str], body_bytes: int, header_bytes: int
     ) -> _Raw | None:
-        """For requests like this one, whose body has so many bytes."""
-        raw = cls(request.inputs, header_bytes)
-        model.rows(request)
-        # Which has brought them into its own order.
-        raw._places = {name: raw._places[name] for name in request.inputs}
-        return raw if raw._end == body_bytes else None
+        """For tensors like these, in a body of so many bytes, to be read in this order."""
+        places: dict[str, _Place] = {}
+        end = header_bytes
+        for name, tensor in sent.items():
+            places[name] = tensor.shape, tensor.dtype, end
+            end += tensor.nbytes
+        return cls({name: places[name] for name in order}, end) if end == body_bytes else None
 
     def read(self, body: bytes) -> Tensors | None:
         """The inputs; None if they are not as they were."""
@@ -162,19 +167,17 @@ class _Json:
         self._readers = readers
 
     @classmethod
-    def of(cls, request: InferRequest, model: Model, pieces: Sequence[bytes]) -> _Json | None:
-        """For requests like this one, whose text is these pieces."""
+    def of(cls, sent: Tensors, order: Sequence[str], pieces: Sequence[bytes]) -> _Json | None:
+        """For tensors like these, whose text is these pieces, to be read in this order."""
         readers: dict[str, tuple[int, Reader]] = {}
-        for place, (name, tensor) in enumerate(request.inputs.items()):
+        for place, (name, tensor) in enumerate(sent.items()):
             read = reader(tensor.dtype, tensor.shape)
             if read is None:
                 return None
             readers[name] = place, read
         if len(pieces) != len(readers) + 1 or without_data(pieces) is None:
             return None
-        model.rows(request)
-        # Which has brought them into its own order.
-        return cls(pieces, {name: readers[name] for name in request.inputs})
+        return cls(pieces, {name: readers[name] for name in order})
 
     def read(self, body: bytes) -> Tensors | None:
         """The inputs; None if they are not as they were."""
