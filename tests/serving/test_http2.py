@@ -404,6 +404,21 @@ async def test_those_held_back_proceed_in_turn_as_far_as_that_goes() -> None:
     assert outgoing.owed == 10
 
 
+async def test_none_proceeds_when_the_peer_is_gone() -> None:
+    outgoing = Outgoing(10)
+    order: list[str] = []
+
+    class Asker:
+        def proceed(self) -> None:
+            order.append("proceeded")
+
+    outgoing.owe(11)
+    assert outgoing.holds_back(Asker())
+    outgoing.is_ending = True
+    outgoing.owe(-11)
+    assert order == []
+
+
 # Clients that are none of ours.
 
 

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,25 @@ def test_an_answer_is_packed_for_who_takes_it_so(here: RunningServer, count: int
     status, headers, answer = infer(here, body.replace(b"INT32", b"INT3"), accepted, model="flat")
     assert (status, headers["content-encoding"]) == (400, None)
     assert "INT3" in json.loads(answer)["error"]
+
+
+def test_an_answer_that_cannot_be_packed_is_an_error(tmp_path: Path) -> None:
+    write_model(
+        tmp_path, "flat", datatype="INT32", shape=("n",), dims="[-1]", max_batch_size=0, extra=""
+    )
+    fails = (
+        "from serving.fronts import v2_http\n"
+        "def fail(*_): raise MemoryError\n"
+        "v2_http.compress = fail\n"
+    )
+    with serving(tmp_path, before=fails) as server:
+        for count in (3, 30_000):
+            tensor = {"name": "x", "datatype": "INT32", "shape": [count], "data": [12345] * count}
+            document = {"inputs": [tensor]}
+            accepted = {"Accept-Encoding": "gzip"}
+            status, headers, answer = infer(server, document, accepted, model="flat")
+            assert (status, headers["content-encoding"]) == (500, None)
+            assert "error" in json.loads(answer)
 
 
 def test_what_cannot_be_unpacked(here: RunningServer) -> None:
