@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
@@ -190,6 +190,14 @@ class Held:
             self._ledger.ended(self, error)
         finally:
             self.loaded.let_go()
+
+
+class Cancellable(Protocol):
+    """What an answer comes from: who is asked, or a task."""
+
+    def cancel(self) -> object:
+        """Nobody waits for it any more."""
+        ...
 
 
 class Asked(Held, ABC):

@@ -141,6 +141,7 @@ class Server:
     def ask(self, asked: Asked, loaded: Loaded) -> None:
         """As `infer` of a model that has a `queue`, for who is told and need not be woken.
 
+        `loaded` is what was found for the request; a sequence goes on where it began.
         Raises what keeps the request from being queued.
         """
         if asked.request.sequence is not None:

@@ -26,7 +26,8 @@ from serving.fronts.asgi import (
 )
 from serving.fronts.http_connection import Connection
 from serving.fronts.known_heads import Head, KnownHeads
-from serving.fronts.route import Answer, Body, PredictRoute, Work
+from serving.fronts.route import Answer, Body, PredictRoute
+from serving.ledger import Cancellable
 
 _MOST_PIECES = 64
 """Each is an object of its own, which may be larger than what it holds."""
@@ -208,7 +209,7 @@ class _Exchange:
         self.response_complete = False
         self._pieces: _Pieces | None = None
         self._since = 0.0
-        self._work: Work | None = None
+        self._work: Cancellable | None = None
         """What the answer comes from."""
         self._stopped = _STOPPED
 

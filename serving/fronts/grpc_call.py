@@ -21,10 +21,11 @@ from serving.fronts.grpc_framing import (
 )
 from serving.fronts.grpc_head import Head, Refusal
 from serving.fronts.grpc_inbox import Inbox
-from serving.fronts.grpc_rpc import Metadata, Rpc, Work
+from serving.fronts.grpc_rpc import Metadata, Rpc
 from serving.fronts.http2.frames import DATA, END_HEADERS, END_STREAM, HEAD, HEADERS
 from serving.fronts.http2.headers import text_field, write_block
 from serving.fronts.http2.stream import Stream, StreamEnded
+from serving.ledger import Cancellable
 
 if TYPE_CHECKING:
     from serving.fronts.http2.connection import Connection
@@ -81,7 +82,7 @@ class GrpcCall(Stream):
         self._most_held = most_held
         self._inbox: Inbox | None = None
         """What comes, if that does not come at once."""
-        self._work: Work | None = None
+        self._work: Cancellable | None = None
         """What the answer comes from; a task, if somebody has to wait for it."""
         self._runs = False
         """The task has begun, and will clean up whatever becomes of it."""

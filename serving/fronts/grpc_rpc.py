@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Protocol
 import grpc
 
 from serving.fronts.http2.stream import StreamEnded
+from serving.ledger import Cancellable
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -47,14 +48,6 @@ class Told(Context, Protocol):
     def fail(self, code: grpc.StatusCode, details: str) -> None: ...
 
 
-class Work(Protocol):
-    """What an answer comes from."""
-
-    def cancel(self) -> object:
-        """Nobody waits for it any more."""
-        ...
-
-
 CALLER_IS_GONE = (StreamEnded, grpc.aio.InternalError)
 """The call is about to be cancelled."""
 
@@ -62,7 +55,7 @@ Behavior = Callable[[Any, Context], Awaitable[Any]]
 """Gets a message, or an iterator of those that a caller streams; returns the answer, or writes."""
 
 
-Beginning = Callable[[bytes, Told], Work | None]
+Beginning = Callable[[bytes, Told], Cancellable | None]
 """Has a call answered, be it at once, without that anybody waits for it. None without an answer:
 this call needs the behavior."""
 

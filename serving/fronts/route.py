@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import ClassVar, NoReturn, Protocol
+from typing import ClassVar, NoReturn
 
 from starlette.types import Receive, Scope, Send
 
@@ -30,18 +30,11 @@ from serving.fronts.asgi import (
 )
 from serving.fronts.restricted import Restrictions
 from serving.fronts.v2_tensors import Buffer
+from serving.ledger import Cancellable
 from serving.server import Server
 
 Answer = tuple[int, list[Buffer], Headers]
 """Status, the parts of the body, headers but for its length."""
-
-
-class Work(Protocol):
-    """What an answer comes from."""
-
-    def cancel(self) -> object:
-        """Nobody waits for it any more."""
-        ...
 
 
 @dataclass(slots=True)
@@ -106,7 +99,7 @@ class PredictRoute(ABC):
         version: str,
         body: bytes,
         reply: Callable[[Answer], None],
-    ) -> Work | None:
+    ) -> Cancellable | None:
         """Have a call answered, all of which has come: `reply` is told the answer, be it at once.
 
         None without an answer: this call must be waited for, with `answer`.
@@ -135,7 +128,7 @@ class PredictRoute(ABC):
         version: str,
         body: bytes,
         reply: Callable[[Answer], None],
-    ) -> Work | None:
+    ) -> Cancellable | None:
         """As `begin`. What keeps it from an answer is raised, counted."""
         return None
 

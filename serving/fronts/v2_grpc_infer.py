@@ -11,14 +11,14 @@ from tritonclient.grpc import service_pb2
 
 from serving.calls import Call
 from serving.errors import InvalidRequest, RequestError
-from serving.fronts.grpc_rpc import Context, Told, Work
+from serving.fronts.grpc_rpc import Context, Told
 from serving.fronts.grpc_status import abort, status
 from serving.fronts.v2_call import InferCall, check_wishes, place
 from serving.fronts.v2_grpc_bytes import response_bytes
 from serving.fronts.v2_grpc_caller import deadline_of, new_call
 from serving.fronts.v2_grpc_messages import check_version, parse_infer, render_infer
 from serving.fronts.v2_grpc_patterns import Patterns
-from serving.ledger import Asked
+from serving.ledger import Asked, Cancellable
 from serving.model import Model
 from serving.server import Server
 from serving.types import InferRequest, InferResponse
@@ -46,7 +46,7 @@ class Inference:
         except Exception as error:
             await abort(context, error)
 
-    def begin(self, data: bytes, context: Told) -> Work | None:
+    def begin(self, data: bytes, context: Told) -> Cancellable | None:
         """ModelInfer like an earlier one, of a model that tells its answers."""
         try:
             return self._begin(data, context)
@@ -54,7 +54,7 @@ class Inference:
             context.fail(*status(context, error))
             return None
 
-    def _begin(self, data: bytes, context: Told) -> Work | None:
+    def _begin(self, data: bytes, context: Told) -> Cancellable | None:
         known = self._patterns.request(data)
         if known is None:
             return None

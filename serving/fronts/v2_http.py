@@ -10,12 +10,12 @@ from serving.calls import Front
 from serving.errors import RequestError, Unsupported
 from serving.fronts.asgi import Headers, HttpCall
 from serving.fronts.compression import ENCODINGS, choose, compress, decompress
-from serving.fronts.route import Answer, Body, PredictRoute, Work
+from serving.fronts.route import Answer, Body, PredictRoute
 from serving.fronts.v2_body import HEADER_LENGTH, parse_infer, render_infer
 from serving.fronts.v2_call import InferCall
 from serving.fronts.v2_patterns import Patterns
 from serving.fronts.v2_tensors import Buffer
-from serving.ledger import Asked
+from serving.ledger import Asked, Cancellable
 from serving.model import Model
 from serving.types import InferResponse
 
@@ -43,7 +43,7 @@ class InferRoute(PredictRoute):
         version: str,
         body: bytes,
         reply: Callable[[Answer], None],
-    ) -> Work | None:
+    ) -> Cancellable | None:
         headers = caller.headers
         if b"content-encoding" in headers:
             return None

@@ -292,7 +292,7 @@ class Driver(ABC, Generic[E]):
         self._keep(batch.rows, batch.parts)
         own, padding = self._layout.padding(batch.inputs, batch.stacked)
         entries = batch.entries
-        rows = sum(counts) - (len(counts) - len(entries))
+        rows = sum([entry.rows for entry in entries])
         run = Run(rows, batch.batched, batch.started, computed, monotonic(), own, padding)
         if traces := [e.request.trace for e in entries if e.request.trace is not None]:
             told = Batch(rows, len(entries), batch.batched, run.answered, tuple(traces))

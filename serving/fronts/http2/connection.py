@@ -120,9 +120,7 @@ class Connection(Incoming[Stream], Outgoing):
             self._late = min(self._late + stream.window_in, CONNECTION_WINDOW)
         if not self.is_paused:
             self.earn()
-        self.streams.pop(stream.id, None)
-        if not self._takes_more:
-            self._end_if_done()
+        self._forget(stream.id)
 
     def earn(self) -> None:
         """Something got done for the peer."""
