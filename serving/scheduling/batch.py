@@ -11,6 +11,7 @@ import numpy as np
 
 from serving.config import BatchInput, BatchInputKind, ModelConfig
 from serving.errors import InferenceFailed, InvalidRequest, ModelLoadError
+from serving.scheduling.gathering import joined
 from serving.types import DYNAMIC, NUMPY_TYPES, Array, Tensors, TensorSpec
 
 Shape = tuple[int, ...]
@@ -74,6 +75,13 @@ class BatchLayout:
             self._followed = self._read_unpad(config)
         # Then tensors are as callers see them, at most one after another.
         self._is_plain = not (self._reshapes or self._pads or self._concatenates)
+        self.can_be_gathered = (
+            self._is_plain
+            and self._batches
+            and self._all_are_equal
+            and all(spec.datatype != "BYTES" for spec in config.inputs)
+        )
+        """Whether a batch is its requests' rows one after another, all of one size."""
         for name, source in self._scattered.items():
             if len(self._models.get(source, ())) < len(self._models.get(name, ())):
                 raise ModelLoadError(
@@ -112,11 +120,15 @@ class BatchLayout:
     def stack(self, parts: Sequence[Tensors]) -> Tensors:
         """The model's inputs for these requests, whose keys are equal, in this order.
 
-        A single request's tensors pass uncopied where the model takes them as they are. Raises
-        `InvalidRequest` when an input cannot have the shape that the model wants.
+        A single request's tensors pass uncopied where the model takes them as they are, and so do
+        those that were gathered. Raises `InvalidRequest` when an input cannot have the shape that
+        the model wants.
         """
-        if self._is_plain and len(parts) == 1:
-            return parts[0]
+        if self._is_plain:
+            if (together := joined(parts)) is not None:
+                return together
+            if len(parts) == 1:
+                return parts[0]
         if self._reshapes:
             parts = [self._as_model_sees(part) for part in parts]
         stacked: Tensors = {}

@@ -10,6 +10,7 @@ from serving.engines.base import Engine
 from serving.errors import Overloaded
 from serving.scheduling.batch import BatchLayout
 from serving.scheduling.driver import Driver
+from serving.scheduling.gathering import Gathering
 from serving.scheduling.outcomes import Answer, expired, fail
 from serving.scheduling.policy import BatchPolicy
 from serving.scheduling.waiting import Ticket
@@ -53,6 +54,9 @@ class DynamicScheduler(Driver[_Entry]):
         super().__init__(engine, policy, layout, on_run=on_run)
         self._policy = policy
         self._free_instances = instances
+        self._gathering: Gathering | None = None
+        if policy.merges and layout.can_be_gathered:
+            self._gathering = Gathering(policy.max_rows)
 
     def _accept(
         self, request: InferRequest, rows: int, answer: Answer[Tensors], now: float
@@ -70,6 +74,9 @@ class DynamicScheduler(Driver[_Entry]):
             finally:
                 self._may_compute = before
             self._policy.add(entry, now)
+        # Who is to run at once may be a batch alone, and need not be copied.
+        if not self._free_instances and self._gathering is not None:
+            request.inputs = self._gathering.add(request.inputs, rows)
         return entry
 
     def _forget(self, entry: _Entry) -> None:

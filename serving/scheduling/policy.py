@@ -50,8 +50,8 @@ class BatchPolicy(Generic[T]):
         padding: PaddingRule = ORDINARY,
         returns: Returns | None = None,
     ):
-        self._merges = batching is not None
-        self._max_rows = max_rows
+        self.merges = batching is not None
+        self.max_rows = max_rows
         self._padding = padding
         self._rules = batching or Batching()
         self._returns = returns
@@ -100,8 +100,8 @@ class BatchPolicy(Generic[T]):
         padding: Padding | None = None
         for ticket in self._waiting:
             if rows and not (
-                self._merges
-                and rows + ticket.rows <= self._max_rows
+                self.merges
+                and rows + ticket.rows <= self.max_rows
                 and ticket.shape_key == batch[0].shape_key
             ):
                 complete = True
@@ -128,6 +128,6 @@ class BatchPolicy(Generic[T]):
             # While another instance is free, those who come will not wait for this one.
             alone = free_instances == 1
             due = self._returns.wait_until(rows, oldest, now, longest_s) if alone else now
-        if complete or rows >= self._max_rows or not self._merges or now >= due:
+        if complete or rows >= self.max_rows or not self.merges or now >= due:
             return batch, now
         return [], due

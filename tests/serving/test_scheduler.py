@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,21 @@ from tritonclient.grpc import model_config_pb2
 from serving.config import Batching, ModelConfig, QueuePolicy, VersionPolicy
 from serving.engines.base import Engine
 from serving.errors import Expired, InferenceFailed, Overloaded, Unavailable
+from serving.scheduling import gathering
 from serving.scheduling.batch import BatchLayout
 from serving.scheduling.dynamic import DynamicScheduler
 from serving.scheduling.policy import BatchPolicy
 from serving.scheduling.returns import Returns
 from serving.types import InferRequest, Tensors, TensorSpec
+
+
+@pytest.fixture(autouse=True, scope="module", params=["one by one", "gathered"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever their size, requests that wait are gathered, or none is."""
+    with pytest.MonkeyPatch.context() as patched:
+        least_bytes = 0 if request.param == "gathered" else 1 << 40
+        patched.setattr(gathering, "LEAST_BYTES", least_bytes)
+        yield
 
 
 class Doubler(Engine):
