@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import monotonic
 from typing import ClassVar
 
@@ -27,7 +27,11 @@ from serving.fronts.asgi import (
 from serving.fronts.http_connection import Connection
 from serving.fronts.known_heads import Head, KnownHeads
 from serving.fronts.route import Answer, Body, PredictRoute
+from serving.fronts.turns import Turns
 from serving.ledger import Cancellable
+
+LONG_BYTES = 1 << 14
+"""Of a body. To read the numbers of so much JSON takes as long as to answer for few."""
 
 _MOST_PIECES = 64
 """Each is an object of its own, which may be larger than what it holds."""
@@ -42,6 +46,8 @@ class DirectConnection(Connection):
     predictions: ClassVar[Sequence[PredictRoute]]
     heads: ClassVar[KnownHeads]
     """Of all connections."""
+    turns: ClassVar[Turns]
+    """Of all connections, for bodies that take long to read."""
     _exchange: _Exchange | None = None
     """The latest."""
     _unknown = b""
@@ -244,9 +250,18 @@ class _Exchange:
     def begin(self, body: bytes) -> None:
         """Answer: the body is there, or more of it than there may be."""
         self.collects = False
-        connection, head, call = self._connection, self._head, self._call
-        call.received = monotonic()
+        connection = self._connection
+        self._call.received = monotonic()
         connection.tasks.add(self)  # type: ignore[arg-type]
+        if len(body) < LONG_BYTES:
+            self._take_up(body)
+        else:
+            connection.turns.add(partial(self._take_up, body))
+
+    def _take_up(self, body: bytes) -> None:
+        if self.response_complete:
+            return
+        connection, head, call = self._connection, self._head, self._call
         work = head.route.begin(call, head.name, head.version, body, self._reply)
         if not self.response_complete:
             self._work = work or connection.loop.create_task(self._answer(Body(body)))

@@ -17,6 +17,7 @@ from serving.fronts.http_connection import Connection
 from serving.fronts.known_heads import KnownHeads
 from serving.fronts.restricted import Restrictions
 from serving.fronts.route import PredictRoute
+from serving.fronts.turns import Turns
 from serving.server import Server
 
 
@@ -52,6 +53,7 @@ def build_http(
     class Direct(DirectConnection):
         predictions = routes
         heads = KnownHeads()
+        turns = Turns()
 
     def build() -> ASGIApp:
         from serving.fronts.router import build_router

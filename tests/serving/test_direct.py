@@ -7,7 +7,7 @@ import json
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from serving.calls import Front
 from serving.fronts import direct
-from serving.fronts.direct import DirectConnection
+from serving.fronts.direct import LONG_BYTES, DirectConnection
 from serving.fronts.known_heads import KnownHeads
+from serving.fronts.turns import Turns
 from serving.fronts.v2_body import HEADER_LENGTH
 from tests.support import WAYS, RunningServer, await_true, metric, serving, write_fake, write_model
 
@@ -111,7 +112,7 @@ def exchange(server: RunningServer, *pieces: bytes) -> list[Answer]:
     return list(answers(received))
 
 
-KINDS = ("json", "binary", "chunked", "expect", "get")
+KINDS = ("json", "long", "binary", "chunked", "expect", "get")
 HEADERS: Mapping[str, tuple[bytes, ...]] = {
     way: (b"Expect: %b" % expected.encode(),) if expected else () for way, expected in WAYS.items()
 }
@@ -122,6 +123,8 @@ def written(kind: str, values: list[float]) -> bytes:
     """A call of this kind, for twice these values."""
     if kind == "json":
         return request(as_json(values))
+    if kind == "long":
+        return request(as_json(values) + b" " * LONG_BYTES)
     if kind == "binary":
         return request(*binary(values))
     if kind == "chunked":
@@ -370,25 +373,32 @@ class _Route:
 
     front = Front.V2_HTTP
     operation = "/any"
-    max_body_bytes = 1000
+    max_body_bytes = 100_000
     is_restricted = False
     server = SimpleNamespace(sent=lambda call: None)
+
+    def __init__(self) -> None:
+        self.begun = 0
 
     def match(self, path: str) -> tuple[str, str]:
         return path, ""
 
     def begin(self, *call: object) -> None:
         """This one must be waited for."""
+        self.begun += 1
 
     async def answer(self, *call: object) -> tuple[int, list[bytes], list[tuple[bytes, bytes]]]:
         return 200, [b"here"], []
 
 
 @asynccontextmanager
-async def listening() -> AsyncIterator[int]:
+async def listening(
+    route: _Route | None = None, long_work: Turns | None = None
+) -> AsyncIterator[int]:
     class Connection(DirectConnection):
-        predictions = (_Route(),)  # type: ignore[assignment]
+        predictions = (route or _Route(),)  # type: ignore[assignment]
         heads = KnownHeads()
+        turns = long_work or Turns()
 
     async def app(scope: object, receive: object, send: object) -> None:
         raise AssertionError("nothing is left to the application")
@@ -435,6 +445,36 @@ async def test_a_body_that_comes_slowly(monkeypatch: pytest.MonkeyPatch) -> None
         assert (await piecemeal(port, b"x" * 8)).startswith(b"HTTP/1.1 408 ")
         monkeypatch.setattr(direct, "SLOWEST_BYTES_PER_S", 1)
         assert (await piecemeal(port, b"x" * 8)).startswith(b"HTTP/1.1 200 ")
+
+
+class _Kept(Turns):
+    """Nobody's turn comes before a test says so."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], None]] = []
+
+    def add(self, work: Callable[[], None]) -> None:
+        self.work.append(work)
+
+
+async def test_who_has_left_before_its_turn_is_passed_over() -> None:
+    route, kept = _Route(), _Kept()
+    async with listening(route, kept) as port:
+        (_, gone), (reader, stays) = [
+            await asyncio.open_connection("127.0.0.1", port) for _ in range(2)
+        ]
+        for writer in (gone, stays):
+            writer.write(request(b"x" * LONG_BYTES))
+        while len(kept.work) < 2:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        gone.close()
+        await asyncio.sleep(0.1)
+        assert route.begun == 0
+        for work in kept.work:
+            work()
+        assert route.begun == 1
+        assert b"here" in await asyncio.wait_for(reader.readuntil(b"here"), 10)
+        stays.close()
 
 
 # Garbage that nobody collects, and a signal by which the process says how much there is.
