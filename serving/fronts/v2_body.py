@@ -109,7 +109,7 @@ def render_infer(
 ) -> tuple[list[Buffer], Headers]:
     """The parts of the body, and its headers. Writes what is wanted in shared memory there."""
     if call.forms is not None and (form := call.forms.find(response.outputs)) is not None:
-        return form.parts(response.outputs), form.headers
+        return form.written(response)
     outputs: list[dict[str, Any]] = []
     listed: list[tuple[str, Array]] = []
     raw: list[Buffer] = []
@@ -151,7 +151,7 @@ def render_infer(
             (HEADER_LENGTH, str(length).encode()),
         ]
     if call.forms is not None and not response.parameters:
-        call.forms.learn(response.outputs, texts, headers, is_binary=bool(raw))
+        call.forms.learn(response, texts, headers, is_binary=bool(raw))
     return [*header, *raw], headers
 
 

@@ -1,14 +1,17 @@
-"""Calls like those that came before: what they say but for their numbers is known unread.
+"""Calls like those that came before: what they say but for their ids and numbers is known unread.
 
-A client that sends tensor after tensor sends the same text around the numbers each time, and to
-understand that takes longer than all else that is done for a small request. That text is a key
-here: of a binary request its JSON header, of a JSON request all but its tensors' elements.
+A client that sends tensor after tensor sends the same text around the numbers each time, some with
+an id in it, and to understand that takes longer than all else that is done for a small request.
+That text is a key here: of a binary request its JSON header, of a JSON request all but its tensors'
+elements.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,16 +23,25 @@ from serving.fronts.v2_numbers import Reader, reader
 from serving.model import Model
 from serving.types import InferRequest, Parameter, Tensors
 
+K = TypeVar("K")
+
 MAX_TEXT_BYTES = 2048
 MAX_PATTERNS = 128
-"""Of either kind kept at once: more than clients send that do not put a new id into each."""
+"""Of either kind kept at once: more than clients send that put nothing new into each but an id."""
+
+_KEY = b'"id"'
+_CHARACTERS = rb"[ !#-\[\]-~]{1,128}"
+_ID = re.compile(_CHARACTERS)
+"""That stands for itself in JSON."""
+_WITH_ID = re.compile(_KEY + rb'\s*:\s*"(' + _CHARACTERS + rb')"')
+_GAP = b"\0"
+"""Where an id was. No JSON has such a byte."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
-    """A call but for its tensors' values."""
+    """A call but for its tensors' values, and for its id where others may have another."""
 
-    inputs: _Raw | _Json
     rows: int
     """That the model has found, so that it need not look at the tensors again."""
     outputs: tuple[str, ...]
@@ -46,10 +58,9 @@ class Patterns:
     """The latest calls to one version of a model that were understood."""
 
     def __init__(self) -> None:
-        self._binary: dict[bytes, _Pattern] = {}
-        self._json: dict[bytes, _Pattern] = {}
-        self._latest: _Pattern | None = None
-        """Of JSON."""
+        self._binary: dict[bytes, tuple[_Raw, _Pattern]] = {}
+        self._json: dict[bytes, tuple[_Json, _Pattern]] = {}
+        self._latest: tuple[_Json, _Pattern] | None = None
 
     def call(
         self, model: Model, version: str, body: bytes, header_bytes: int | None
@@ -58,25 +69,19 @@ class Patterns:
 
         `header_bytes` is the length of a binary request's header.
         """
-        if header_bytes is not None:
-            pattern = self._binary.get(body[:header_bytes])
-            inputs = None if pattern is None else pattern.inputs.read(body)
+        if header_bytes is None:
+            found = self._json_call(body)
         else:
-            pattern = self._latest
-            inputs = None if pattern is None else pattern.inputs.read(body)
-            if inputs is None:
-                pattern = self._json.get(_text(cut(body)[0]))
-                if pattern is not None:
-                    self._latest = pattern
-                    inputs = pattern.inputs.read(body)
-        if pattern is None or inputs is None:
+            found = self._binary_call(body, header_bytes)
+        if found is None:
             return None
+        pattern, inputs, id = found
         request = InferRequest(
             model.config.name,
             inputs,
             version,
             pattern.outputs,
-            pattern.id,
+            pattern.id if id is None else id,
             pattern.priority,
             pattern.timeout_s,
             parameters=pattern.parameters,
@@ -100,21 +105,7 @@ class Patterns:
             return  # of which the caller will hear
         # In the order of the text, and in the model's.
         order = list(request.inputs)
-        inputs: _Raw | _Json | None
-        if header_bytes is not None:
-            text = body[:header_bytes]
-            inputs = _Raw.of(sent, order, len(body), header_bytes)
-        else:
-            pieces, _ = cut(body)
-            text = _text(pieces)
-            inputs = _Json.of(sent, order, pieces)
-        if inputs is None or not 0 < len(text) <= MAX_TEXT_BYTES:
-            return
-        known = self._json if header_bytes is None else self._binary
-        if len(known) >= MAX_PATTERNS:
-            del known[next(iter(known))]
-        known[text] = _Pattern(
-            inputs,
+        pattern = _Pattern(
             rows,
             request.outputs,
             request.id,
@@ -124,81 +115,138 @@ class Patterns:
             call.wishes,
             call.binary_by_default,
         )
+        if header_bytes is not None:
+            text = body[:header_bytes]
+            if raw := _Raw.of(sent, order, len(body) - header_bytes):
+                _keep(self._binary, _with_gap(text, request.id) or text, (raw, pattern))
+            return
+        pieces, _ = cut(body)
+        text = _text(pieces)
+        with_gap = _with_gap(text, request.id)
+        if json := _Json.of(sent, order, pieces, has_id=with_gap is not None):
+            _keep(self._json, with_gap or text, (json, pattern))
+
+    def _binary_call(
+        self, body: bytes, header_bytes: int
+    ) -> tuple[_Pattern, Tensors, str | None] | None:
+        """What is known of a call, its inputs, and its id if it has one of its own."""
+        header, id = body[:header_bytes], None
+        known = self._binary.get(header)
+        if known is None and (apart := _without_id(header)) is not None:
+            text, id = apart
+            known = self._binary.get(text)
+        if known is None or (inputs := known[0].read(body, header_bytes)) is None:
+            return None
+        return known[1], inputs, id
+
+    def _json_call(self, body: bytes) -> tuple[_Pattern, Tensors, str | None] | None:
+        known = self._latest
+        values = None if known is None else known[0].read(body)
+        if known is None or values is None:
+            text = _text(cut(body)[0])
+            known = self._json.get(text)
+            if known is None and (apart := _without_id(text)) is not None:
+                known = self._json.get(apart[0])
+            if known is None or (values := known[0].read(body)) is None:
+                return None
+            self._latest = known
+        return known[1], *values
 
 
 _Place = tuple[tuple[int, ...], np.dtype[np.generic], int]
-"""A tensor's shape and type, and where in the body it begins."""
+"""A tensor's shape and type, and where behind the header it begins."""
 
 
 class _Raw:
     """Tensors one after the other, as bytes behind a header."""
 
-    def __init__(self, places: Mapping[str, _Place], end: int):
+    def __init__(self, places: Mapping[str, _Place], size: int):
         self._places = places
-        self._end = end
+        self._size = size
 
     @classmethod
-    def of(
-        cls, sent: Tensors, order: Sequence[str], body_bytes: int, header_bytes: int
-    ) -> _Raw | None:
-        """For tensors like these, in a body of so many bytes, to be read in this order."""
+    def of(cls, sent: Tensors, order: Sequence[str], size: int) -> _Raw | None:
+        """For tensors like these, so many bytes in all, to be read in this order."""
         places: dict[str, _Place] = {}
-        end = header_bytes
+        end = 0
         for name, tensor in sent.items():
             places[name] = tensor.shape, tensor.dtype, end
             end += tensor.nbytes
-        return cls({name: places[name] for name in order}, end) if end == body_bytes else None
+        return cls({name: places[name] for name in order}, end) if end == size else None
 
-    def read(self, body: bytes) -> Tensors | None:
+    def read(self, body: bytes, header_bytes: int) -> Tensors | None:
         """The inputs; None if they are not as they were."""
-        if len(body) != self._end:
+        if len(body) - header_bytes != self._size:
             return None
         inputs: Tensors = {}
         for name, (shape, dtype, at) in self._places.items():
-            inputs[name] = np.ndarray(shape, dtype, body, at)
+            inputs[name] = np.ndarray(shape, dtype, body, header_bytes + at)
         return inputs
 
 
 class _Json:
-    """Tensors of numbers, each an array between two pieces of text."""
+    """Tensors of numbers, each an array between two pieces of text, and so is the id, if it may be
+    another."""
 
-    def __init__(self, pieces: Sequence[bytes], readers: Mapping[str, tuple[int, Reader]]):
+    def __init__(
+        self, pieces: Sequence[bytes], readers: Mapping[str, tuple[int, Reader]], id_at: int | None
+    ):
         self._first, *self._between, self._last = pieces
         self._readers = readers
+        self._id_at = id_at
 
     @classmethod
-    def of(cls, sent: Tensors, order: Sequence[str], pieces: Sequence[bytes]) -> _Json | None:
+    def of(
+        cls, sent: Tensors, order: Sequence[str], pieces: Sequence[bytes], *, has_id: bool
+    ) -> _Json | None:
         """For tensors like these, whose text is these pieces, to be read in this order."""
+        if len(pieces) != len(sent) + 1 or without_data(pieces) is None:
+            return None
+        id_at = None
+        if has_id:
+            id_at = next(at for at, piece in enumerate(pieces) if _KEY in piece)
+            around, _ = _without_id(pieces[id_at]) or (pieces[id_at], "")
+            pieces = [*pieces[:id_at], *around.split(_GAP), *pieces[id_at + 1 :]]
         readers: dict[str, tuple[int, Reader]] = {}
         for place, (name, tensor) in enumerate(sent.items()):
             read = reader(tensor.dtype, tensor.shape)
             if read is None:
                 return None
-            readers[name] = place, read
-        if len(pieces) != len(readers) + 1 or without_data(pieces) is None:
-            return None
-        return cls(pieces, {name: readers[name] for name in order})
+            readers[name] = place + (id_at is not None and id_at <= place), read
+        return cls(pieces, {name: readers[name] for name in order}, id_at)
 
-    def read(self, body: bytes) -> Tensors | None:
-        """The inputs; None if they are not as they were."""
+    def read(self, body: bytes) -> tuple[Tensors, str | None] | None:
+        """The inputs, and the id if it may be another; None if they are not as they were."""
         if not (body.startswith(self._first) and body.endswith(self._last)):
             return None
         at = len(self._first)
-        arrays = []
+        found = []
         for piece in self._between:
             end = body.find(piece, at)
             if end < 0:
                 return None
-            arrays.append(body[at:end])
+            found.append(body[at:end])
             at = end + len(piece)
-        arrays.append(body[at : len(body) - len(self._last)])
+        found.append(body[at : len(body) - len(self._last)])
+        id = None
+        if self._id_at is not None:
+            if _ID.fullmatch(found[self._id_at]) is None:
+                return None
+            id = found[self._id_at].decode()
         inputs: Tensors = {}
         for name, (place, read) in self._readers.items():
-            tensor = read(arrays[place])
+            tensor = read(found[place])
             if tensor is None:
                 return None
             inputs[name] = tensor
-        return inputs
+        return inputs, id
+
+
+def _keep(known: dict[bytes, K], text: bytes, call: K) -> None:
+    if 0 < len(text) <= MAX_TEXT_BYTES:
+        if len(known) >= MAX_PATTERNS:
+            del known[next(iter(known))]
+        known[text] = call
 
 
 def _text(pieces: Sequence[bytes]) -> bytes:
@@ -206,3 +254,21 @@ def _text(pieces: Sequence[bytes]) -> bytes:
     if len(pieces) == 1 or sum(map(len, pieces)) > MAX_TEXT_BYTES:
         return b""
     return b"[]".join(pieces)
+
+
+def _without_id(text: bytes) -> tuple[bytes, str] | None:
+    """A text with a gap in place of what seems to be its call's id, and that; None without one."""
+    found = _WITH_ID.search(text)
+    if found is None:
+        return None
+    start, end = found.span(1)
+    return text[:start] + _GAP + text[end:], found[1].decode()
+
+
+def _with_gap(text: bytes, id: str) -> bytes | None:
+    """A text with a gap in place of its call's id, which any other may take; None if there is more
+    to the text than that."""
+    apart = _without_id(text)
+    # Then this is the one key of that name, of the whole call, and what is behind it is its value.
+    is_plain = text.count(_KEY) == 1 and b"\\" not in text
+    return apart[0] if apart is not None and is_plain and apart[1] == id else None

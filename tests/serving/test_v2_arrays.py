@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from pathlib import Path
 from random import Random
@@ -44,6 +45,8 @@ class Anything:
 
 MODEL: Any = Anything()
 
+IDS = ["a", "b", "x", "id", "a-1/2", "", "é", "\\", '"', '"data"[', '"data":[1]', "d" * 129]
+
 NUMBERS = {
     "FP32": st.one_of(st.floats(-1e3, 1e3, width=32), st.integers(-9, 9)),
     "INT32": st.integers(-(2**33), 2**33),
@@ -75,7 +78,11 @@ def tensors(draw: st.DrawFn, name: str) -> dict[str, Any]:
         ("data", data),
     ]
     if draw(st.integers(0, 5)) == 0:
-        fields.append(("parameters", {"data": draw(st.sampled_from([[1], 1, "x"]))}))
+        parameters = {
+            "data": draw(st.sampled_from([[1], 1, "x"])),
+            "id": draw(st.sampled_from("ab")),
+        }
+        fields.append(("parameters", parameters))
     return dict(draw(st.permutations(fields)))
 
 
@@ -84,7 +91,7 @@ def bodies(draw: st.DrawFn) -> bytes:
     names = draw(st.sampled_from(["x", "x", "xy", "yx", "xyz"]))
     fields: list[tuple[str, Any]] = [("inputs", [draw(tensors(name)) for name in names])]
     if draw(st.booleans()):
-        fields.append(("id", draw(st.sampled_from(["a", '"data"[', '"data":[1]']))))
+        fields.append(("id", draw(st.sampled_from(IDS))))
     if draw(st.integers(0, 5)) == 0:
         fields.append(("data", [1]))
     document = dict(draw(st.permutations(fields)))
@@ -157,6 +164,26 @@ def test_what_is_known_from_one_is_right_of_another(first: bytes, second: bytes)
                 patterns.learn(MODEL, body, None, parse_infer(MODEL, "", body, None, MEMORY))
 
 
+@settings(max_examples=300, deadline=None)
+@given(bodies(), st.sampled_from(IDS), st.booleans(), st.lists(st.sampled_from(IDS), min_size=2))
+def test_what_is_known_with_one_id_is_right_with_another(
+    body: bytes, first: str, is_escaped: bool, others: list[str]
+) -> None:
+    patterns = Patterns()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for id in (first, first, *others):
+            # In place of one that is there, or as one more.
+            literal = json.dumps(id, ensure_ascii=is_escaped).encode()
+            sent = re.sub(rb'"id": ?"[ab]"', lambda _: b'"id":' + literal, body)  # noqa: B023
+            sent = sent.replace(b"{", b'{"id":%b,' % literal, 1) if sent == body else sent
+            whole = said(sent, 1 << 30, monkeypatch)
+            known = patterns.call(MODEL, "", sent, None)
+            if known is not None:
+                assert of(known.request) == whole
+            elif not isinstance(whole[0], type):
+                patterns.learn(MODEL, sent, None, parse_infer(MODEL, "", sent, None, MEMORY))
+
+
 def body_of(**data: Any) -> bytes:
     inputs = [
         {"name": name, "datatype": "FP32", "shape": list(np.shape(each)), "data": each}
@@ -176,6 +203,50 @@ def test_several_and_nested_arrays_are_known() -> None:
         assert (call.request.inputs["x"] == x).all()
         assert (call.request.inputs["y"] == y).all()
         patterns.learn(MODEL, body, None, call)
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_of_ids_one_is_enough(where: str, is_raw: bool) -> None:
+    values = np.arange(4, dtype=np.float32)
+    tensor: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": [4]}
+    if is_raw:
+        tensor["parameters"] = {"binary_data_size": values.nbytes}
+    else:
+        tensor["data"] = values.tolist()
+
+    def sent(id: str) -> tuple[bytes, int | None]:
+        pairs = [("id", id), ("inputs", [tensor])]
+        text = json.dumps(dict(pairs if where == "first" else pairs[::-1])).encode()
+        return (text + values.tobytes(), len(text)) if is_raw else (text, None)
+
+    patterns = Patterns()
+    body, size = sent("one")
+    length = None if size is None else b"%d" % size
+    patterns.learn(MODEL, body, size, parse_infer(MODEL, "", body, length, MEMORY))
+    for id in ("one", "2", "a longer one-{with}/[much] in it", "d" * 128):
+        known = patterns.call(MODEL, "", *sent(id))
+        assert known is not None
+        assert known.request.id == id
+        assert known.request.inputs["x"].tolist() == values.tolist()
+    for id in ("", "d" * 129, "é", '"', "\\", "\n"):
+        assert patterns.call(MODEL, "", *sent(id)) is None
+
+
+@pytest.mark.parametrize("key", ["id", r"\u0069d"])
+def test_another_id_in_a_text_is_not_the_calls(key: str) -> None:
+    text = f'{{"{key}": "%s", "parameters": {{"id": "%s"}}, "inputs": [{{"name": "x", '
+    text += '"datatype": "INT8", "shape": [1], "parameters": {"binary_data_size": 1}}]}'
+    patterns = Patterns()
+    body = (text % ("a", "a")).encode() + b"1"
+    length = len(body) - 1
+    call = parse_infer(MODEL, "", body, b"%d" % length, MEMORY)
+    patterns.learn(MODEL, body, length, call)
+    known = patterns.call(MODEL, "", body, length)
+    assert known is not None
+    assert known.request.id == call.request.id == "a"
+    for ids in (("b", "b"), ("b", "a"), ("a", "b")):
+        assert patterns.call(MODEL, "", (text % ids).encode() + b"1", length) is None
 
 
 @pytest.mark.parametrize("shape", [(2, 100_000), (1000, 200), (100_000, 2)])
