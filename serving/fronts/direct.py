@@ -248,7 +248,7 @@ class _Exchange:
             self.begin(b"" if pieces is None else pieces.joined())
 
     def begin(self, body: bytes) -> None:
-        """Answer: the body is there, or more of it than there may be."""
+        """The body is there, or more of it than there may be: answer, if it is long in turn."""
         self.collects = False
         connection = self._connection
         self._call.received = monotonic()
@@ -259,6 +259,7 @@ class _Exchange:
             connection.turns.add(partial(self._take_up, body))
 
     def _take_up(self, body: bytes) -> None:
+        """Its turn has come. Who has left meanwhile has been told what there is to tell."""
         if self.response_complete:
             return
         connection, head, call = self._connection, self._head, self._call

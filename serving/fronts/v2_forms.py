@@ -38,7 +38,7 @@ class Form:
         parts: list[Buffer] = [first]
         if self.is_binary:
             parts += map(to_bytes, response.outputs.values())
-            if response.id:
+            if response.id and len(headers) > 1:
                 headers = [headers[0], (HEADER_LENGTH, b"%d" % len(first))]
             return parts, headers
         for name, tensor in response.outputs.items():

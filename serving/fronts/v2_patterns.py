@@ -23,7 +23,7 @@ from serving.fronts.v2_numbers import Reader, reader
 from serving.model import Model
 from serving.types import InferRequest, Parameter, Tensors
 
-K = TypeVar("K")
+T = TypeVar("T")
 
 MAX_TEXT_BYTES = 2048
 MAX_PATTERNS = 128
@@ -34,8 +34,11 @@ _CHARACTERS = rb"[ !#-\[\]-~]{1,128}"
 _ID = re.compile(_CHARACTERS)
 """That stands for itself in JSON."""
 _WITH_ID = re.compile(_KEY + rb'\s*:\s*"(' + _CHARACTERS + rb')"')
-_GAP = b"\0"
+_ID_GAP = b"\0"
 """Where an id was. No JSON has such a byte."""
+
+_NUMBERS = b"[]"
+"""Where the elements of an array were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ class _Pattern:
     rows: int
     """That the model has found, so that it need not look at the tensors again."""
     outputs: tuple[str, ...]
-    id: str
+    id: str | None
+    """None if each call has its own."""
     priority: int
     timeout_s: float
     parameters: Mapping[str, Parameter]
@@ -75,13 +79,16 @@ class Patterns:
             found = self._binary_call(body, header_bytes)
         if found is None:
             return None
-        pattern, inputs, id = found
+        pattern, inputs, own_id = found
+        id = own_id if pattern.id is None else pattern.id
+        if id is None:
+            return None
         request = InferRequest(
             model.config.name,
             inputs,
             version,
             pattern.outputs,
-            pattern.id if id is None else id,
+            id,
             pattern.priority,
             pattern.timeout_s,
             parameters=pattern.parameters,
@@ -94,6 +101,7 @@ class Patterns:
         request = call.request
         if (
             request.sequence is not None
+            or not request.inputs
             or any(tensor.dtype == object or not tensor.size for tensor in request.inputs.values())
             or any(wish.region or wish.classification for wish in call.wishes.values())
         ):
@@ -105,31 +113,49 @@ class Patterns:
             return  # of which the caller will hear
         # In the order of the text, and in the model's.
         order = list(request.inputs)
+        pieces = cut(body)[0] if header_bytes is None else [body[:header_bytes]]
+        if sum(map(len, pieces)) > MAX_TEXT_BYTES:
+            return
+        text = _NUMBERS.join(pieces)
+        with_gap = _with_gap(text, request.id)
         pattern = _Pattern(
             rows,
             request.outputs,
-            request.id,
+            request.id if with_gap is None else None,
             request.priority,
             request.timeout_s,
             request.parameters,
             call.wishes,
             call.binary_by_default,
         )
-        if header_bytes is not None:
-            text = body[:header_bytes]
-            if raw := _Raw.of(sent, order, len(body) - header_bytes):
-                _keep(self._binary, _with_gap(text, request.id) or text, (raw, pattern))
-            return
-        pieces, _ = cut(body)
-        text = _text(pieces)
-        with_gap = _with_gap(text, request.id)
-        if json := _Json.of(sent, order, pieces, has_id=with_gap is not None):
-            _keep(self._json, with_gap or text, (json, pattern))
+        if header_bytes is None:
+            json = _Json.of(sent, order, pieces, has_id=with_gap is not None)
+            if json is not None:
+                _keep(self._json, with_gap or text, (json, pattern))
+        else:
+            raw = _Raw.of(sent, order, len(body) - header_bytes)
+            if raw is not None:
+                _keep(self._binary, with_gap or text, (raw, pattern))
 
-    def _binary_call(
-        self, body: bytes, header_bytes: int
-    ) -> tuple[_Pattern, Tensors, str | None] | None:
-        """What is known of a call, its inputs, and its id if it has one of its own."""
+    def _json_call(self, body: bytes) -> _Known | None:
+        known = self._latest
+        values = None if known is None else known[0].read(body)
+        if known is None or values is None:
+            pieces, _ = cut(body)
+            if sum(map(len, pieces)) > MAX_TEXT_BYTES:
+                return None
+            text = _NUMBERS.join(pieces)
+            known = self._json.get(text)
+            if known is None and (apart := _without_id(text)) is not None:
+                known = self._json.get(apart[0])
+            if known is None or (values := known[0].read(body)) is None:
+                return None
+            self._latest = known
+        return known[1], *values
+
+    def _binary_call(self, body: bytes, header_bytes: int) -> _Known | None:
+        if header_bytes > MAX_TEXT_BYTES:
+            return None
         header, id = body[:header_bytes], None
         known = self._binary.get(header)
         if known is None and (apart := _without_id(header)) is not None:
@@ -139,19 +165,9 @@ class Patterns:
             return None
         return known[1], inputs, id
 
-    def _json_call(self, body: bytes) -> tuple[_Pattern, Tensors, str | None] | None:
-        known = self._latest
-        values = None if known is None else known[0].read(body)
-        if known is None or values is None:
-            text = _text(cut(body)[0])
-            known = self._json.get(text)
-            if known is None and (apart := _without_id(text)) is not None:
-                known = self._json.get(apart[0])
-            if known is None or (values := known[0].read(body)) is None:
-                return None
-            self._latest = known
-        return known[1], *values
 
+_Known = tuple[_Pattern, Tensors, str | None]
+"""What is known of a call, its inputs, and its id where each has its own."""
 
 _Place = tuple[tuple[int, ...], np.dtype[np.generic], int]
 """A tensor's shape and type, and where behind the header it begins."""
@@ -205,8 +221,9 @@ class _Json:
         id_at = None
         if has_id:
             id_at = next(at for at, piece in enumerate(pieces) if _KEY in piece)
-            around, _ = _without_id(pieces[id_at]) or (pieces[id_at], "")
-            pieces = [*pieces[:id_at], *around.split(_GAP), *pieces[id_at + 1 :]]
+            apart = _without_id(pieces[id_at])
+            assert apart is not None
+            pieces = [*pieces[:id_at], *apart[0].split(_ID_GAP), *pieces[id_at + 1 :]]
         readers: dict[str, tuple[int, Reader]] = {}
         for place, (name, tensor) in enumerate(sent.items()):
             read = reader(tensor.dtype, tensor.shape)
@@ -242,18 +259,11 @@ class _Json:
         return inputs, id
 
 
-def _keep(known: dict[bytes, K], text: bytes, call: K) -> None:
-    if 0 < len(text) <= MAX_TEXT_BYTES:
-        if len(known) >= MAX_PATTERNS:
-            del known[next(iter(known))]
-        known[text] = call
-
-
-def _text(pieces: Sequence[bytes]) -> bytes:
-    """All but the arrays' elements; nothing if there are none, or it is much."""
-    if len(pieces) == 1 or sum(map(len, pieces)) > MAX_TEXT_BYTES:
-        return b""
-    return b"[]".join(pieces)
+def _keep(known: dict[bytes, T], text: bytes, new: T) -> None:
+    """Know a text, in place of the one that has been known for longest if they are many."""
+    if len(known) >= MAX_PATTERNS:
+        del known[next(iter(known))]
+    known[text] = new
 
 
 def _without_id(text: bytes) -> tuple[bytes, str] | None:
@@ -262,7 +272,7 @@ def _without_id(text: bytes) -> tuple[bytes, str] | None:
     if found is None:
         return None
     start, end = found.span(1)
-    return text[:start] + _GAP + text[end:], found[1].decode()
+    return text[:start] + _ID_GAP + text[end:], found[1].decode()
 
 
 def _with_gap(text: bytes, id: str) -> bytes | None:

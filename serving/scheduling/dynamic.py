@@ -55,8 +55,8 @@ class DynamicScheduler(Driver[_Entry]):
         self._policy = policy
         self._free_instances = instances
         self._gathering: Gathering | None = None
-        if policy.merges and layout.can_be_gathered:
-            self._gathering = Gathering(policy.max_rows)
+        if policy.ordered_rows > 1 and layout.can_be_gathered:
+            self._gathering = Gathering(policy.ordered_rows)
 
     def _accept(
         self, request: InferRequest, rows: int, answer: Answer[Tensors], now: float

@@ -6,7 +6,8 @@ is in the processor's cache, moreover, and what came a run ago is not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from weakref import ref
 
 import numpy as np
 
@@ -15,11 +16,14 @@ from serving.types import Array, Tensors
 LEAST_BYTES = 1 << 13
 """Of a request that is copied by itself: with less, one copy of all of them is faster."""
 
+MOST_BYTES = 1 << 28
+"""Of a batch that is gathered: memory for all of it is set aside when its first request comes."""
+
 
 class _Block:
     """Memory for one batch, of which the first rows are taken."""
 
-    __slots__ = ("arrays", "is_closed", "rows")
+    __slots__ = ("__weakref__", "arrays", "is_closed", "rows")
 
     def __init__(self, inputs: Tensors, max_rows: int):
         self.arrays: Tensors = {
@@ -51,16 +55,23 @@ class Gathering:
 
     def __init__(self, max_rows: int):
         self._max_rows = max_rows
-        self._block: _Block | None = None
+        # That of the latest request, for as long as anybody has a part of it.
+        self._block: Callable[[], _Block | None] = lambda: None
 
     def add(self, inputs: Tensors, rows: int) -> Tensors:
         """The same inputs, copied to their place if that is worth it."""
-        is_large = sum([tensor.nbytes for tensor in inputs.values()]) >= LEAST_BYTES
-        if not is_large or rows == self._max_rows:
+        size = sum([tensor.nbytes for tensor in inputs.values()])
+        if size < LEAST_BYTES or rows == self._max_rows:
             return inputs
-        block = self._block
+        if size * self._max_rows > MOST_BYTES * rows:
+            return inputs
+        block = self._block()
         if block is None or block.is_closed or block.rows + rows > self._max_rows:
-            block = self._block = _Block(inputs, self._max_rows)
+            try:
+                block = _Block(inputs, self._max_rows)
+            except MemoryError:
+                return inputs  # of which the batch may be small enough
+            self._block = ref(block)
         first, block.rows = block.rows, block.rows + rows
         gathered = Gathered(block, first, block.rows)
         for name, tensor in inputs.items():
@@ -69,7 +80,10 @@ class Gathering:
 
 
 def joined(parts: Sequence[Tensors]) -> Tensors | None:
-    """All of these in one, without a copy; None if they do not lie one after another."""
+    """All of these in one, without a copy; None if they do not lie one after another.
+
+    They are to run: if they are the last of their block, it takes no more.
+    """
     first = parts[0]
     if not isinstance(first, Gathered):
         return None

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from typing import Generic, NamedTuple
 
-from serving.config import Batching
+from serving.config import Batching, TimeoutAction
 from serving.scheduling.padding import ORDINARY, Padding, PaddingRule
 from serving.scheduling.returns import Returns
 from serving.scheduling.waiting import T, Waiting
@@ -50,11 +50,17 @@ class BatchPolicy(Generic[T]):
         padding: PaddingRule = ORDINARY,
         returns: Returns | None = None,
     ):
-        self.merges = batching is not None
-        self.max_rows = max_rows
+        self._merges = batching is not None
+        self._max_rows = max_rows
         self._padding = padding
         self._rules = batching or Batching()
         self._returns = returns
+        level = self._rules.priority_levels
+        delays = self._rules.policy(level).timeout_action is TimeoutAction.DELAY
+        is_ordered = self._merges and level <= 1 and not delays
+        self.ordered_rows = max_rows if is_ordered else 1
+        """That run together, at most, and in the order in which they came; 1 if later ones may go
+        first."""
         self._preferred = frozenset(self._rules.preferred_batch_sizes)
         self._waiting = Waiting[T](self._rules)
 
@@ -100,8 +106,8 @@ class BatchPolicy(Generic[T]):
         padding: Padding | None = None
         for ticket in self._waiting:
             if rows and not (
-                self.merges
-                and rows + ticket.rows <= self.max_rows
+                self._merges
+                and rows + ticket.rows <= self._max_rows
                 and ticket.shape_key == batch[0].shape_key
             ):
                 complete = True
@@ -128,6 +134,6 @@ class BatchPolicy(Generic[T]):
             # While another instance is free, those who come will not wait for this one.
             alone = free_instances == 1
             due = self._returns.wait_until(rows, oldest, now, longest_s) if alone else now
-        if complete or rows >= self.max_rows or not self.merges or now >= due:
+        if complete or rows >= self._max_rows or not self._merges or now >= due:
             return batch, now
         return [], due

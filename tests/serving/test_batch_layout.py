@@ -80,6 +80,22 @@ def test_one_request_passes_uncopied() -> None:
     assert np.shares_memory(answer["y"], part["x"])
 
 
+@pytest.mark.parametrize(
+    ("can_be", "inputs", "rest"),
+    [
+        (True, [spec("x", (-1, 3)), spec("y", (-1,))], {}),
+        (False, [spec("x", (3,))], {"max_batch_size": 0}),
+        (False, [spec("x", (-1, 3)), spec("y", (-1, -1))], {}),
+        (False, [spec("x", (-1, 3)), spec("y", (-1, 3), optional=True)], {}),
+        (False, [spec("x", (-1, 3), "BYTES")], {}),
+        (False, [spec("x", (-1, 3))], {"reshapes": {"x": (-1, 3, 1)}}),
+        (False, [spec("x", (-1, -1))], {"ragged": frozenset({"x"})}),
+    ],
+)
+def test_what_can_be_gathered(can_be: bool, inputs: list[TensorSpec], rest: dict[str, Any]) -> None:
+    assert layout(*inputs, **rest).can_be_gathered == can_be
+
+
 def test_without_a_batch_dimension_everything_passes() -> None:
     single = layout(spec("x", ()), outputs=(spec("y", ()),), max_batch_size=0)
     part = {"x": np.array(3, np.float32)}

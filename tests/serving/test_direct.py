@@ -488,8 +488,9 @@ async def test_who_has_left_before_its_turn_is_passed_over() -> None:
         ]
         for writer in (gone, stays):
             writer.write(request(b"x" * LONG_BYTES))
-        while len(kept.work) < 2:  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while len(kept.work) < 2:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
         gone.close()
         await asyncio.sleep(0.1)
         assert route.begun == 0

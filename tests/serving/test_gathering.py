@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterator
+from weakref import ref
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.config import Batching, QueuePolicy, TimeoutAction
 from serving.scheduling import gathering
-from serving.scheduling.gathering import Gathering, joined
+from serving.scheduling.gathering import Gathered, Gathering, joined
 from serving.types import InferRequest, Tensors
 from tests.serving.test_scheduler import Doubler, request, scheduler
 
@@ -39,14 +41,18 @@ class Noting(Doubler):
 class Busy:
     """A scheduler whose only instance runs a request of its own, and those who wait meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, batching: Batching | None = None) -> None:
         self.engine = Noting()
-        self.batches = scheduler(self.engine)
+        self.batches = scheduler(self.engine, batching)
         self.asking: list[asyncio.Task[Tensors]] = []
 
     async def begin(self) -> None:
-        self._ask(request(0.0))
+        first = request(0.0)
+        body = first.inputs["x"]
+        self._ask(first)
         await until(lambda: self.engine.running)
+        # Who runs at once is not copied.
+        assert self.engine.given[0]["x"] is body
 
     async def wait(self, *waiting: InferRequest) -> None:
         for each in waiting:
@@ -59,8 +65,9 @@ class Busy:
 
 
 async def until(holds: Callable[[], object]) -> None:
-    while not holds():  # noqa: ASYNC110 - nothing tells of it
-        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
 
 
 async def test_those_who_wait_are_copied_when_they_come_and_not_again() -> None:
@@ -142,6 +149,47 @@ def test_whatever_runs_together_is_what_was_asked(
         assert whole["x"].ravel().tolist() == expected
     for inputs, values in waiting:
         assert inputs["x"].ravel().tolist() == values
+
+
+@pytest.mark.parametrize(
+    "batching",
+    [
+        Batching(priority_levels=2, default_priority_level=1),
+        Batching(default_policy=QueuePolicy(timeout_action=TimeoutAction.DELAY)),
+    ],
+)
+async def test_who_may_wait_long_keeps_no_memory_of_others(batching: Batching) -> None:
+    busy = Busy(batching)
+    await busy.begin()
+    waiting = request(2.0)
+    body = waiting.inputs["x"]
+    await busy.wait(waiting)
+    assert waiting.inputs["x"] is body
+    await asyncio.gather(*busy.asking)
+    await busy.batches.stop()
+
+
+def test_what_is_too_much_memory_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"x": np.zeros((1, 1 << 10), np.float32)}
+    assert Gathering(1 << 16).add(row, 1) is not row
+    assert Gathering((1 << 16) + 1).add(row, 1) is row
+
+    def refuse(*size: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(gathering, "_Block", refuse)
+    assert Gathering(8).add(row, 1) is row
+
+
+def test_nothing_is_kept_when_nobody_waits() -> None:
+    adding = Gathering(8)
+    gathered = adding.add({"x": np.zeros((1, 4))}, 1)
+    assert isinstance(gathered, Gathered)
+    array = ref(gathered.block.arrays["x"])
+    assert array() is not None
+    del gathered
+    assert array() is None
+    assert adding.add({"x": np.ones((1, 4))}, 1)["x"].tolist() == [[1.0] * 4]
 
 
 def test_batches_that_are_full_lie_in_blocks_of_their_own() -> None:

@@ -18,12 +18,14 @@ from serving.config import ModelConfig
 from serving.errors import Malformed, RequestError
 from serving.fronts import v2_body
 from serving.fronts.v2_arrays import MOST_ARRAYS, cut, without_data
-from serving.fronts.v2_body import parse_infer
+from serving.fronts.v2_body import parse_infer, render_infer
+from serving.fronts.v2_call import InferCall
+from serving.fronts.v2_forms import Forms
 from serving.fronts.v2_numbers import is_nested_as
 from serving.fronts.v2_patterns import Patterns
 from serving.pbtxt.reader import read_text
 from serving.shared_memory import SharedMemory
-from serving.types import InferRequest
+from serving.types import InferRequest, InferResponse
 
 CONFIG = """
 backend: "fake"
@@ -231,6 +233,9 @@ def test_of_ids_one_is_enough(where: str, is_raw: bool) -> None:
         assert known.request.inputs["x"].tolist() == values.tolist()
     for id in ("", "d" * 129, "é", '"', "\\", "\n"):
         assert patterns.call(MODEL, "", *sent(id)) is None
+    # As it is kept, and no JSON.
+    body = body.replace(b'"one"', b'"\0"')
+    assert patterns.call(MODEL, "", body, None if size is None else size - 2) is None
 
 
 @pytest.mark.parametrize("key", ["id", r"\u0069d"])
@@ -247,6 +252,39 @@ def test_another_id_in_a_text_is_not_the_calls(key: str) -> None:
     assert known.request.id == call.request.id == "a"
     for ids in (("b", "b"), ("b", "a"), ("a", "b")):
         assert patterns.call(MODEL, "", (text % ids).encode() + b"1", length) is None
+
+
+def test_the_id_of_something_else_may_not_change() -> None:
+    text = '{"parameters": {"id": "%s"}, "inputs": [{"name": "x", "datatype": "INT8", "shape": [1],'
+    text += ' "data": [1]}]}'
+    patterns = Patterns()
+    body = (text % "a").encode()
+    patterns.learn(MODEL, body, None, parse_infer(MODEL, "", body, None, MEMORY))
+    assert patterns.call(MODEL, "", body, None) is not None
+    assert patterns.call(MODEL, "", (text % "b").encode(), None) is None
+
+
+def test_a_call_without_inputs_is_nothing_to_know() -> None:
+    for body, size in ((b'{"inputs": []}', None), (b'{"inputs": []}', 14)):
+        length = None if size is None else b"%d" % size
+        call = parse_infer(MODEL, "", body, length, MEMORY)
+        patterns = Patterns()
+        patterns.learn(MODEL, body, size, call)
+        assert patterns.call(MODEL, "", body, size) is None
+
+
+def test_an_answer_of_nothing_but_empty_tensors_is_json_also_with_an_id() -> None:
+    request = InferRequest("m", {"x": np.zeros((1, 0), np.float32)}, id="a")
+    call = InferCall(request, binary_by_default=True, forms=Forms())
+    outputs = {"y": np.zeros((1, 0), np.float32)}
+    answers = [
+        render_infer(call, MODEL, InferResponse("m", "1", outputs, id), MEMORY)
+        for id in ("a", "a", "b")
+    ]
+    assert [headers for _, headers in answers] == [[(b"content-type", b"application/json")]] * 3
+    texts = [json.loads(b"".join(parts)) for parts, _ in answers]
+    assert [text.pop("id") for text in texts] == ["a", "a", "b"]
+    assert texts[0] == texts[1] == texts[2]
 
 
 @pytest.mark.parametrize("shape", [(2, 100_000), (1000, 200), (100_000, 2)])
