@@ -114,7 +114,12 @@ def parse() -> argparse.Namespace:
     add("--rounds", type=_whole, default=3, help="turns that each contender gets (3)")
     add("--seconds", type=_seconds, default=5.0, help="that each measurement takes (5)")
     add("--warmup-s", type=_seconds, default=1.0, help="before each, not measured (1)")
-    add("--search-s", type=_seconds, default=1.0, help="for each batch of the bare loop (1)")
+    add(
+        "--search-s",
+        type=_seconds,
+        default=1.0,
+        help="for each batch of the bare loop, three times (1)",
+    )
     cores = os.cpu_count() or 1
     add("--threads", type=_whole, default=cores, help=f"of the one session, each has one ({cores})")
     add("--seed", type=int, default=1, help="of weights and inputs (1)")
