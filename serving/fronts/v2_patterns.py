@@ -114,7 +114,7 @@ class Patterns:
         # In the order of the text, and in the model's.
         order = list(request.inputs)
         pieces = cut(body)[0] if header_bytes is None else [body[:header_bytes]]
-        if sum(map(len, pieces)) > MAX_TEXT_BYTES:
+        if not 0 < sum(map(len, pieces)) <= MAX_TEXT_BYTES:
             return
         text = _NUMBERS.join(pieces)
         with_gap = _with_gap(text, request.id)

@@ -273,6 +273,16 @@ def test_a_call_without_inputs_is_nothing_to_know() -> None:
         assert patterns.call(MODEL, "", body, size) is None
 
 
+def test_a_body_without_a_text_is_not_known_by_it() -> None:
+    body = np.ones(4, np.float32).tobytes()
+    call = parse_infer(MODEL, "", body, b"0", MEMORY)
+    assert call.request.inputs["x"].tolist() == [1.0] * 4
+    patterns = Patterns()
+    patterns.learn(MODEL, body, 0, call)
+    # Which may have been told as 00, and is refused then.
+    assert patterns.call(MODEL, "", body, 0) is None
+
+
 def test_an_answer_of_nothing_but_empty_tensors_is_json_also_with_an_id() -> None:
     request = InferRequest("m", {"x": np.zeros((1, 0), np.float32)}, id="a")
     call = InferCall(request, binary_by_default=True, forms=Forms())
