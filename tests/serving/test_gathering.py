@@ -16,7 +16,8 @@ from serving.config import Batching, QueuePolicy, TimeoutAction
 from serving.scheduling import gathering
 from serving.scheduling.gathering import Gathered, Gathering, joined
 from serving.types import InferRequest, Tensors
-from tests.serving.test_scheduler import Doubler, request, scheduler
+from tests.serving.test_scheduler import request, scheduler
+from tests.serving.test_workers import Noting
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,23 +27,11 @@ def all_are_large() -> Iterator[None]:
         yield
 
 
-class Noting(Doubler):
-    """Keeps what it was given."""
-
-    def __init__(self) -> None:
-        super().__init__(pause_s=0.005)
-        self.given: list[Tensors] = []
-
-    async def infer(self, inputs: Tensors) -> Tensors:
-        self.given.append(inputs)
-        return await super().infer(inputs)
-
-
 class Busy:
     """A scheduler whose only instance runs a request of its own, and those who wait meanwhile."""
 
     def __init__(self, batching: Batching | None = None) -> None:
-        self.engine = Noting()
+        self.engine = Noting(pause_s=0.005)
         self.batches = scheduler(self.engine, batching)
         self.asking: list[asyncio.Task[Tensors]] = []
 

@@ -122,8 +122,8 @@ async def test_nothing_of_a_run_is_held_after_it() -> None:
 class Noting(Doubler):
     """Keeps what it was given."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, pause_s: float = 0.0) -> None:
+        super().__init__(pause_s)
         self.given: list[Tensors] = []
 
     async def infer(self, inputs: Tensors) -> Tensors:
